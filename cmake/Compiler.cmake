@@ -1,0 +1,29 @@
+set(CMAKE_CXX_STANDARD 20)
+set(CMAKE_CXX_STANDARD_REQUIRED ON)
+set(CMAKE_CXX_EXTENSIONS OFF)
+set(CMAKE_POSITION_INDEPENDENT_CODE ON)
+set(CMAKE_EXPORT_COMPILE_COMMANDS ON)
+set(CMAKE_RUNTIME_OUTPUT_DIRECTORY ${CMAKE_BINARY_DIR}/bin)
+if(NOT CMAKE_BUILD_TYPE)
+  set(CMAKE_BUILD_TYPE RelWithDebInfo CACHE STRING "" FORCE)
+endif()
+# -g1 keeps backtraces with line numbers at a fraction of the size of full debug information.
+set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1")
+
+find_program(HADAL_CCACHE ccache)
+if(HADAL_CCACHE)
+  set(CMAKE_CXX_COMPILER_LAUNCHER ${HADAL_CCACHE})
+endif()
+
+add_library(hadal_compile_options INTERFACE)
+target_compile_options(hadal_compile_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-missing-field-initializers;-Werror=return-type>)
+target_include_directories(hadal_compile_options INTERFACE ${PROJECT_SOURCE_DIR})
+
+if(HADAL_SANITIZE)
+  add_compile_options(-fsanitize=${HADAL_SANITIZE} -fno-omit-frame-pointer -g1 -O1)
+  add_link_options(-fsanitize=${HADAL_SANITIZE})
+endif()
+if(HADAL_STATIC)
+  add_link_options(-static-libstdc++ -static-libgcc)
+endif()

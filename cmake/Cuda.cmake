@@ -1,0 +1,23 @@
+# HADAL_CUDA: AUTO compiles the CUDA parts when nvcc is found, ON fails without it, OFF never does.
+set(HADAL_CUDA AUTO CACHE STRING "Compile the CUDA parts: AUTO, ON or OFF")
+set_property(CACHE HADAL_CUDA PROPERTY STRINGS AUTO ON OFF)
+if(NOT DEFINED CMAKE_CUDA_ARCHITECTURES)
+  set(CMAKE_CUDA_ARCHITECTURES 90a CACHE STRING "GPU architectures to compile for")
+endif()
+
+# A macro: enable_language() has to run in the directory scope of the caller.
+macro(hadal_enable_cuda)
+  set(HADAL_HAVE_CUDA OFF)
+  if(NOT HADAL_CUDA STREQUAL "OFF")
+    include(CheckLanguage)
+    check_language(CUDA)
+    if(CMAKE_CUDA_COMPILER)
+      enable_language(CUDA)
+      find_package(CUDAToolkit REQUIRED)
+      set(HADAL_HAVE_CUDA ON)
+    elseif(HADAL_CUDA STREQUAL "ON")
+      message(FATAL_ERROR "HADAL_CUDA=ON, but nvcc was not found; install the CUDA Toolkit or set CUDACXX")
+    endif()
+  endif()
+  message(STATUS "CUDA parts: ${HADAL_HAVE_CUDA}")
+endmacro()

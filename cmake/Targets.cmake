@@ -1,0 +1,38 @@
+# hadal_library(NAME SRCS a.cc b.cc DEPS hadal_common hadal::json)
+#   One library per folder. DEPS are public; tests/check_layers.py refuses upward includes.
+function(hadal_library name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_library(${name} STATIC ${ARG_SRCS})
+  target_link_libraries(${name} PUBLIC hadal_compile_options ${ARG_DEPS})
+endfunction()
+
+# hadal_binary(NAME SRCS main.cc DEPS ...)
+function(hadal_binary name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE hadal_compile_options ${ARG_DEPS})
+endfunction()
+
+# hadal_test(NAME SRCS x_test.cc ... DEPS ...)
+#   One Catch2 binary, one CTest entry. Every tests/**/*_test.cc must appear in exactly one of them
+#   (hadal_check_tests_registered).
+function(hadal_test name)
+  cmake_parse_arguments(ARG "" "" "SRCS;DEPS" ${ARGN})
+  add_executable(${name} ${ARG_SRCS})
+  target_link_libraries(${name} PRIVATE hadal_test_main hadal_compile_options ${ARG_DEPS})
+  add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})
+  foreach(src ${ARG_SRCS})
+    get_filename_component(path ${src} ABSOLUTE)
+    set_property(GLOBAL APPEND PROPERTY HADAL_REGISTERED_TESTS ${path})
+  endforeach()
+endfunction()
+
+function(hadal_check_tests_registered)
+  file(GLOB_RECURSE files CONFIGURE_DEPENDS ${PROJECT_SOURCE_DIR}/tests/*_test.cc)
+  get_property(registered GLOBAL PROPERTY HADAL_REGISTERED_TESTS)
+  foreach(file ${files})
+    if(NOT file IN_LIST registered)
+      message(FATAL_ERROR "${file} is not registered: name it in a hadal_test() of its folder")
+    endif()
+  endforeach()
+endfunction()

@@ -1,0 +1,9 @@
+#pragma once
+
+// Catch2 v2 (Debian 12) and v3 (Ubuntu 24.04) behind one include.
+#ifdef HADAL_CATCH2_V3
+#include <catch2/catch_all.hpp>
+using Catch::Approx;
+#else
+#include <catch2/catch.hpp>
+#endif
