@@ -1,0 +1,81 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <optional>
+#include <span>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/status.h"
+
+namespace hadal {
+
+// One tensor of a safetensors header, checked: shape x element size = end - begin, inside the file,
+// no overlap with another tensor.
+struct TensorInfo {
+  std::string name;
+  std::string dtype_name;          // as written: "BF16", "F8_E4M3", "I64", ...
+  std::optional<DType> dtype;      // unset: a type that Hadal has no use for
+  std::vector<int64_t> shape;
+  uint64_t begin = 0;              // from the start of the file's data section
+  uint64_t end = 0;
+};
+
+// Parses the header (the JSON after the 8-byte length) of a file whose data section has data_bytes
+// bytes. INVALID_ARGUMENT for anything that is not a valid header; never crashes, never allocates
+// more than a small multiple of the header's size.
+StatusOr<std::vector<TensorInfo>> ParseSafetensorsHeader(std::string_view header,
+                                                         uint64_t data_bytes);
+
+// A read-only mapping of one file. Thread-safe.
+class SafetensorsFile {
+ public:
+  // NOT_FOUND, or DATA_LOSS naming the file and what is wrong with it.
+  static StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  ~SafetensorsFile();
+  SafetensorsFile(const SafetensorsFile&) = delete;
+  SafetensorsFile& operator=(const SafetensorsFile&) = delete;
+
+  const std::string& path() const { return path_; }
+  const std::vector<TensorInfo>& tensors() const { return tensors_; }
+  // Valid as long as this object.
+  std::span<const std::byte> data(const TensorInfo& tensor) const;
+  // Says that these bytes will not be read again soon: their pages leave this process.
+  void Release(std::span<const std::byte> bytes) const;
+
+ private:
+  SafetensorsFile() = default;
+  std::string path_;
+  std::vector<TensorInfo> tensors_;
+  const std::byte* map_ = nullptr;
+  size_t map_bytes_ = 0;
+  size_t data_offset_ = 0;
+};
+
+// All tensors of a Hugging Face directory: model.safetensors, or the files named in
+// model.safetensors.index.json, or, without an index, every *.safetensors.
+class Checkpoint {
+ public:
+  // Errors name the file; a tensor in two files, or an index entry without its tensor, is DATA_LOSS.
+  static StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& model_dir);
+
+  struct Entry {
+    TensorInfo info;
+    const SafetensorsFile* file = nullptr;
+    std::span<const std::byte> data() const { return file->data(info); }
+  };
+  // Null when there is no such tensor.
+  const Entry* Find(const std::string& name) const;
+  const std::map<std::string, Entry>& entries() const { return entries_; }
+
+ private:
+  std::vector<std::unique_ptr<SafetensorsFile>> files_;
+  std::map<std::string, Entry> entries_;
+};
+
+}  // namespace hadal

@@ -1,0 +1,54 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "common/status.h"
+#include "server/text/tokenizer.h"
+
+namespace hadal {
+
+enum class ChatRole { kSystem, kUser, kAssistant };
+
+struct ChatTurn {
+  ChatRole role = ChatRole::kUser;
+  std::string content;
+};
+
+// A template's output: pieces that are the template's own (control tokens count) and pieces that are
+// users' text (they never do).
+struct RenderedPiece {
+  std::string text;
+  bool is_template = false;
+};
+
+// One of the known templates. Immutable; thread-safe.
+class ChatTemplate {
+ public:
+  virtual ~ChatTemplate() = default;
+  virtual std::string_view name() const = 0;
+  // INVALID_ARGUMENT naming messages[i] for what the template cannot render.
+  virtual StatusOr<std::vector<RenderedPiece>> Render(const std::vector<ChatTurn>& turns,
+                                                      bool thinking,
+                                                      bool add_generation_prompt) const = 0;
+};
+
+// "deepseek-v2", "deepseek-v3", "deepseek-v3-0324", "deepseek-r1", "deepseek-r1-0528",
+// "deepseek-v3.1", "chatml".
+std::vector<std::string_view> ChatTemplateNames();
+
+// By name; INVALID_ARGUMENT lists the names.
+StatusOr<std::unique_ptr<ChatTemplate>> MakeChatTemplate(std::string_view name,
+                                                         const Tokenizer& tokenizer);
+// From the model's own template text and tokens; FAILED_PRECONDITION when none fits, naming the
+// option that chooses one.
+StatusOr<std::unique_ptr<ChatTemplate>> DetectChatTemplate(const Tokenizer& tokenizer);
+
+// Concatenates the pieces' ids: EncodeWithControl for the template's, EncodeText for users'.
+std::vector<int32_t> EncodeRendered(const std::vector<RenderedPiece>& pieces,
+                                    const Tokenizer& tokenizer);
+
+}  // namespace hadal

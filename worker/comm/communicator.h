@@ -1,0 +1,68 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <stdexcept>
+#include <string>
+#include <vector>
+
+namespace hadal {
+
+// A peer is gone or silent: the group cannot go on. Caught once, at the step loop.
+class CommError : public std::runtime_error {
+ public:
+  enum class Kind { kPeerFailed, kTimeout, kAborted };
+  CommError(Kind kind, const std::string& message) : std::runtime_error(message), kind_(kind) {}
+  Kind kind() const { return kind_; }
+
+ private:
+  Kind kind_;
+};
+
+// Collectives over a fixed set of ranks; NCCL, MPI, threads of one process, or one rank alone.
+// Every rank makes the same calls in the same order from one thread. Calls return when the local
+// result is ready. All may throw CommError.
+//
+// Sums run over ranks in ascending order, element by element: every rank gets the same bits, and an
+// element's sum does not depend on what else is in the buffer.
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // data[i] = sum over ranks of data[i]; in place.
+  virtual void AllReduceSum(float* data, int64_t count) = 0;
+
+  // recv[r * bytes ..] = send of rank r. send may be recv + rank() * bytes.
+  virtual void AllGather(const void* send, void* recv, int64_t bytes) = 0;
+
+  // Like AllGather with recv_bytes[r] from rank r, stored one after the other.
+  virtual void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) = 0;
+
+  // Sends send_bytes[r] to rank r (consecutive in send) and receives recv_bytes[r] from rank r
+  // (consecutive in recv).
+  virtual void AllToAllV(const void* send, std::span<const int64_t> send_bytes, void* recv,
+                         std::span<const int64_t> recv_bytes) = 0;
+
+  virtual void Broadcast(void* data, int64_t bytes, int root) = 0;
+
+  // Broadcast of a message whose length only the root knows; waits without a deadline and, while
+  // nothing arrives, without using the CPU. For the plans of an idle worker group.
+  virtual void BroadcastMessage(std::vector<uint8_t>* message, int root) = 0;
+
+  virtual void Barrier() = 0;
+};
+
+// The communicators of one rank.
+struct CommGroup {
+  std::shared_ptr<Communicator> world;   // T * D ranks
+  std::shared_ptr<Communicator> tensor;  // the T ranks of this rank's D group
+};
+
+// One rank alone.
+std::shared_ptr<Communicator> MakeSelfCommunicator();
+
+}  // namespace hadal

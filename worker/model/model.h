@@ -1,0 +1,77 @@
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <span>
+#include <string>
+#include <vector>
+
+#include "common/layout.h"
+#include "common/model_config.h"
+#include "common/safetensors.h"
+#include "common/status.h"
+#include "common/step_plan.h"
+#include "kernels/backend.h"
+#include "worker/comm/communicator.h"
+
+namespace hadal {
+
+// Consecutive tokens of one sequence.
+struct BatchRow {
+  int32_t first_token = 0;      // index in Batch::tokens
+  int32_t num_tokens = 0;
+  int32_t start_pos = 0;
+  RowKind kind = RowKind::kPrefill;
+  const int32_t* blocks = nullptr;  // block table, covers start_pos + num_tokens positions
+};
+
+// What this rank's D group computes in one step. May be empty while other groups work.
+struct Batch {
+  std::vector<int32_t> tokens;       // ids, all known
+  std::vector<int32_t> positions;    // [tokens]
+  std::vector<BatchRow> rows;        // kDecode rows first
+  std::vector<int32_t> logit_tokens; // indices in tokens whose logits are wanted, ascending
+};
+
+struct ModelOptions {
+  int32_t kv_blocks = 0;         // of kBlockSize tokens
+  int32_t max_step_tokens = 0;   // upper bound of Batch::tokens
+  int32_t max_step_logits = 0;   // upper bound of one Logits() call's rows
+};
+
+// What a rank needs, in bytes, known from the config alone.
+struct MemoryPlan {
+  int64_t weights = 0;       // packed
+  int64_t kv_per_block = 0;  // all layers
+  int64_t workspace = 0;     // activations and scratch for max_step_tokens
+};
+MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Backend& backend,
+                      const ModelOptions& options);
+
+// One rank's shard of a model with its KV cache. One thread.
+class Model {
+ public:
+  // Bytes of weights read so far, of the total for this rank.
+  using Progress = std::function<void(int64_t done, int64_t total)>;
+
+  // REQUIRES: ValidateCheckpoint and ValidateLayout passed. `backend` outlives the model.
+  // DATA_LOSS names the tensor for values no weight can have (NaN encodings of e4m3).
+  static StatusOr<std::unique_ptr<Model>> Load(const ModelConfig& config, const Layout& layout,
+                                               const Checkpoint& checkpoint, Backend* backend,
+                                               CommGroup comm, const ModelOptions& options,
+                                               const Progress& progress);
+  virtual ~Model() = default;
+
+  // Runs all layers and writes the KV cache. Every rank of the world calls it for every step, with
+  // the same Batch on the ranks of one D group. Throws CommError.
+  virtual void Forward(const Batch& batch) = 0;
+
+  // Complete logits of logit_tokens[first, first + count) of the last Forward, on every rank of the
+  // D group: out [count, vocab_size] float, host memory. Every rank of the group makes the same call.
+  virtual void Logits(int first, int count, float* out) = 0;
+
+  virtual const ModelConfig& config() const = 0;
+};
+
+}  // namespace hadal
