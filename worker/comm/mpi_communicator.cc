@@ -1,0 +1,137 @@
+#include "worker/comm/mpi_communicator.h"
+
+#include <mpi.h>
+
+#include <algorithm>
+
+#include "common/check.h"
+#include "worker/comm/ordered_communicator.h"
+#include "worker/comm/wait.h"
+
+namespace hadal {
+namespace {
+
+constexpr int kDataTag = 1;
+constexpr int kMessageTag = 2;
+// MPI counts are ints: longer parts travel in pieces.
+constexpr int64_t kMaxPiece = int64_t{1} << 30;
+// Sleeping costs at most this much latency: within a step, and while no plan comes.
+constexpr int64_t kStepSleepUs = 200;
+constexpr int64_t kIdleSleepUs = 2000;
+
+class MpiCommunicator final : public OrderedCommunicator {
+ public:
+  MpiCommunicator(MPI_Comm comm, double timeout_s) : comm_(comm), timeout_s_(timeout_s) {
+    MPI_Comm_rank(comm_, &rank_);
+    MPI_Comm_size(comm_, &size_);
+  }
+  ~MpiCommunicator() override { MPI_Comm_free(&comm_); }
+  MpiCommunicator(const MpiCommunicator&) = delete;
+  MpiCommunicator& operator=(const MpiCommunicator&) = delete;
+
+  int rank() const override { return rank_; }
+  int size() const override { return size_; }
+
+  void BroadcastMessage(std::vector<uint8_t>* message, int root) override {
+    if (size_ == 1) return;
+    if (rank_ == root) {
+      requests_.clear();
+      for (int r = 0; r < size_; ++r) {
+        if (r != root) Send(message->data(), static_cast<int64_t>(message->size()), r, kMessageTag);
+      }
+      Wait();
+      return;
+    }
+    MPI_Status status;
+    int arrived = 0;
+    for (PollBackoff backoff(kIdleSleepUs);; backoff.Pause()) {
+      MPI_Iprobe(root, kMessageTag, comm_, &arrived, &status);
+      if (arrived) break;
+    }
+    int bytes = 0;
+    MPI_Get_count(&status, MPI_BYTE, &bytes);
+    message->resize(bytes);
+    requests_.clear();
+    Receive(message->data(), bytes, root, kMessageTag);
+    Wait();
+  }
+
+ protected:
+  void Exchange(std::span<const Part> parts) override {
+    requests_.clear();
+    for (int r = 0; r < size_; ++r) {
+      if (r != rank_) Receive(parts[r].recv, parts[r].recv_bytes, r, kDataTag);
+    }
+    // Every rank starts with another peer, so that not all send to rank 0 first.
+    for (int i = 1; i < size_; ++i) {
+      const int r = (rank_ + i) % size_;
+      Send(parts[r].send, parts[r].send_bytes, r, kDataTag);
+    }
+    Wait();
+  }
+
+ private:
+  void Send(const uint8_t* data, int64_t bytes, int to, int tag) {
+    for (int64_t begin = 0; begin < bytes; begin += kMaxPiece) {
+      const int piece = static_cast<int>(std::min(kMaxPiece, bytes - begin));
+      MPI_Isend(data + begin, piece, MPI_BYTE, to, tag, comm_, &requests_.emplace_back());
+    }
+  }
+
+  void Receive(uint8_t* data, int64_t bytes, int from, int tag) {
+    for (int64_t begin = 0; begin < bytes; begin += kMaxPiece) {
+      const int piece = static_cast<int>(std::min(kMaxPiece, bytes - begin));
+      MPI_Irecv(data + begin, piece, MPI_BYTE, from, tag, comm_, &requests_.emplace_back());
+    }
+  }
+
+  void Wait() {
+    int done = 0;
+    for (PollBackoff backoff(kStepSleepUs);; backoff.Pause()) {
+      MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
+      if (done) return;
+      if (backoff.TimeToCheck() && backoff.ElapsedSeconds() > timeout_s_) {
+        throw CommError(CommError::Kind::kTimeout,
+                        fmt::format("rank {} of {}: a peer was silent for {:.0f} s within a step",
+                                    rank_, size_, timeout_s_));
+      }
+    }
+  }
+
+  MPI_Comm comm_;
+  double timeout_s_;
+  int rank_ = 0;
+  int size_ = 1;
+  std::vector<MPI_Request> requests_;
+};
+
+}  // namespace
+
+MpiPlace GetMpiPlace() {
+  MpiPlace place;
+  MPI_Comm_rank(MPI_COMM_WORLD, &place.rank);
+  MPI_Comm_size(MPI_COMM_WORLD, &place.world);
+  MPI_Comm host;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, place.rank, MPI_INFO_NULL, &host);
+  MPI_Comm_size(host, &place.local_ranks);
+  MPI_Comm_free(&host);
+  return place;
+}
+
+StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options) {
+  const MpiPlace place = GetMpiPlace();
+  if (options.tensor_parallel * options.data_parallel != place.world) {
+    return InvalidArgument(
+        "--tensor-parallel {} x --data-parallel {} needs {} ranks, mpirun started {}",
+        options.tensor_parallel, options.data_parallel,
+        options.tensor_parallel * options.data_parallel, place.world);
+  }
+  MPI_Comm world;
+  MPI_Comm_dup(MPI_COMM_WORLD, &world);
+  MPI_Comm tensor;
+  MPI_Comm_split(MPI_COMM_WORLD, place.rank / options.tensor_parallel, place.rank, &tensor);
+  return CommGroup{std::make_shared<MpiCommunicator>(world, options.timeout_s),
+                   std::make_shared<MpiCommunicator>(tensor, options.timeout_s)};
+}
+
+}  // namespace hadal

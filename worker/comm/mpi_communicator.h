@@ -1,0 +1,26 @@
+#pragma once
+
+#include "common/status.h"
+#include "worker/comm/communicator.h"
+
+namespace hadal {
+
+struct MpiOptions {
+  int tensor_parallel = 1;
+  int data_parallel = 1;
+  double timeout_s = 120;  // of one exchange within a step; waiting for a plan has none
+};
+
+// The communicators of this process over MPI_COMM_WORLD. INVALID_ARGUMENT when the job's size is not
+// tensor_parallel * data_parallel. REQUIRES: MPI_Init has run; destroy before MPI_Finalize.
+StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options);
+
+// World rank, world size, and the number of ranks on this host.
+struct MpiPlace {
+  int rank = 0;
+  int world = 1;
+  int local_ranks = 1;
+};
+MpiPlace GetMpiPlace();
+
+}  // namespace hadal
