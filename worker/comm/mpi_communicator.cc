@@ -36,8 +36,11 @@ class MpiCommunicator final : public OrderedCommunicator {
     if (size_ == 1) return;
     if (rank_ == root) {
       requests_.clear();
+      const int bytes = static_cast<int>(message->size());  // an empty message is sent too
       for (int r = 0; r < size_; ++r) {
-        if (r != root) Send(message->data(), static_cast<int64_t>(message->size()), r, kMessageTag);
+        if (r == root) continue;
+        MPI_Isend(message->data(), bytes, MPI_BYTE, r, kMessageTag, comm_,
+                  &requests_.emplace_back());
       }
       Wait();
       return;
@@ -51,37 +54,35 @@ class MpiCommunicator final : public OrderedCommunicator {
     int bytes = 0;
     MPI_Get_count(&status, MPI_BYTE, &bytes);
     message->resize(bytes);
-    requests_.clear();
-    Receive(message->data(), bytes, root, kMessageTag);
-    Wait();
+    MPI_Recv(message->data(), bytes, MPI_BYTE, root, kMessageTag, comm_, MPI_STATUS_IGNORE);
   }
 
  protected:
   void Exchange(std::span<const Part> parts) override {
     requests_.clear();
     for (int r = 0; r < size_; ++r) {
-      if (r != rank_) Receive(parts[r].recv, parts[r].recv_bytes, r, kDataTag);
+      if (r != rank_) Receive(parts[r].recv, parts[r].recv_bytes, r);
     }
     // Every rank starts with another peer, so that not all send to rank 0 first.
     for (int i = 1; i < size_; ++i) {
       const int r = (rank_ + i) % size_;
-      Send(parts[r].send, parts[r].send_bytes, r, kDataTag);
+      Send(parts[r].send, parts[r].send_bytes, r);
     }
     Wait();
   }
 
  private:
-  void Send(const uint8_t* data, int64_t bytes, int to, int tag) {
+  void Send(const uint8_t* data, int64_t bytes, int to) {
     for (int64_t begin = 0; begin < bytes; begin += kMaxPiece) {
       const int piece = static_cast<int>(std::min(kMaxPiece, bytes - begin));
-      MPI_Isend(data + begin, piece, MPI_BYTE, to, tag, comm_, &requests_.emplace_back());
+      MPI_Isend(data + begin, piece, MPI_BYTE, to, kDataTag, comm_, &requests_.emplace_back());
     }
   }
 
-  void Receive(uint8_t* data, int64_t bytes, int from, int tag) {
+  void Receive(uint8_t* data, int64_t bytes, int from) {
     for (int64_t begin = 0; begin < bytes; begin += kMaxPiece) {
       const int piece = static_cast<int>(std::min(kMaxPiece, bytes - begin));
-      MPI_Irecv(data + begin, piece, MPI_BYTE, from, tag, comm_, &requests_.emplace_back());
+      MPI_Irecv(data + begin, piece, MPI_BYTE, from, kDataTag, comm_, &requests_.emplace_back());
     }
   }
 

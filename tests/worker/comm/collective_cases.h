@@ -16,8 +16,9 @@ namespace hadal::testing {
 // returns what went wrong, empty if nothing did. Every rank can compute every other rank's input, and
 // float inputs are small integers, so results are exact.
 inline float InputValue(uint64_t seed, int rank, int64_t i) {
-  std::mt19937_64 rng(seed * 1000003 + rank * 7919 + static_cast<uint64_t>(i));
-  return static_cast<float>(static_cast<int64_t>(rng() % 2001) - 1000);
+  uint64_t x = (seed * 1000003 + rank * 7919 + static_cast<uint64_t>(i)) * 0x9e3779b97f4a7c15u;
+  x ^= x >> 29;
+  return static_cast<float>(static_cast<int64_t>(x % 2001) - 1000);
 }
 
 inline std::string CheckAllReduce(Communicator& comm, uint64_t seed, int64_t count) {
