@@ -57,6 +57,10 @@ class SafetensorsFile {
   size_t data_offset_ = 0;
 };
 
+// The safetensors files of a model directory, without directory, sorted: model.safetensors, or the
+// files the index names, or every *.safetensors. NOT_FOUND or DATA_LOSS.
+StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir);
+
 // All tensors of a Hugging Face directory: model.safetensors, or the files named in
 // model.safetensors.index.json, or, without an index, every *.safetensors.
 class Checkpoint {

@@ -1,0 +1,116 @@
+#include <algorithm>
+#include <filesystem>
+#include <set>
+
+#include <nlohmann/json.hpp>
+
+#include "common/file.h"
+#include "common/safetensors.h"
+#include "common/utf8.h"
+
+namespace hadal {
+namespace {
+namespace fs = std::filesystem;
+using nlohmann::json;
+
+constexpr uint64_t kMaxIndexBytes = 64 << 20;
+constexpr const char* kIndexName = "model.safetensors.index.json";
+
+struct FileList {
+  std::vector<std::string> names;                // without directory, sorted
+  std::map<std::string, std::string> weight_map;  // tensor -> file; empty without an index
+};
+
+// An index may only name files next to it.
+bool IsPlainFileName(const std::string& name) {
+  return !name.empty() && name != "." && name != ".." && name.find('/') == std::string::npos &&
+         name.find('\\') == std::string::npos && name.find('\0') == std::string::npos;
+}
+
+StatusOr<FileList> ReadIndex(const std::string& path) {
+  HADAL_ASSIGN_OR_RETURN(const json index, ReadJsonFile(path, kMaxIndexBytes));
+  const auto map = index.is_object() ? index.find("weight_map") : index.end();
+  if (map == index.end() || !map->is_object()) {
+    return DataLoss("{}: weight_map must be an object of tensor names and files", path);
+  }
+  FileList list;
+  std::set<std::string> names;
+  for (const auto& [tensor, file] : map->items()) {
+    if (!file.is_string() || !IsPlainFileName(file.get_ref<const std::string&>())) {
+      return DataLoss("{}: the file of tensor \"{}\" must be a plain name in the same directory",
+                      path, DisplayText(tensor, 200));
+    }
+    const std::string name = file.get<std::string>();
+    list.weight_map.emplace(tensor, name);
+    names.insert(name);
+  }
+  list.names.assign(names.begin(), names.end());
+  return list;
+}
+
+StatusOr<FileList> ListFiles(const std::string& model_dir) {
+  std::error_code error;
+  if (!fs::is_directory(model_dir, error)) return NotFound("{}: no such directory", model_dir);
+  if (fs::exists(model_dir + "/model.safetensors", error)) {
+    return FileList{.names = {"model.safetensors"}};
+  }
+  if (fs::exists(model_dir + "/" + kIndexName, error)) {
+    auto list = ReadIndex(model_dir + "/" + kIndexName);
+    if (list.ok()) return list;
+    return Status(StatusCode::kDataLoss, list.status().message());
+  }
+  FileList list;
+  for (fs::directory_iterator it(model_dir, error), end; !error && it != end; it.increment(error)) {
+    if (it->path().extension() == ".safetensors") list.names.push_back(it->path().filename());
+  }
+  if (error) return DataLoss("{}: cannot be listed: {}", model_dir, error.message());
+  std::sort(list.names.begin(), list.names.end());
+  if (!list.names.empty()) return list;
+  return NotFound("{}: no *.safetensors file; convert the checkpoint to safetensors", model_dir);
+}
+
+}  // namespace
+
+StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir) {
+  HADAL_ASSIGN_OR_RETURN(FileList list, ListFiles(model_dir));
+  return std::move(list.names);
+}
+
+StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& model_dir) {
+  HADAL_ASSIGN_OR_RETURN(const FileList list, ListFiles(model_dir));
+  auto checkpoint = std::make_unique<Checkpoint>();
+  std::vector<std::string> problems;
+  for (const std::string& name : list.names) {
+    auto file = SafetensorsFile::Open(model_dir + "/" + name);
+    if (!file.ok()) {
+      problems.push_back(file.status().message());
+      continue;
+    }
+    for (const TensorInfo& tensor : (*file)->tensors()) {
+      const auto [at, added] =
+          checkpoint->entries_.try_emplace(tensor.name, Entry{tensor, file->get()});
+      if (added) continue;
+      problems.push_back(fmt::format("{}: tensor \"{}\" is also in {}; remove one of them",
+                                     (*file)->path(), DisplayText(tensor.name, 200),
+                                     at->second.file->path()));
+    }
+    checkpoint->files_.push_back(std::move(file).value());
+  }
+  if (problems.empty()) {
+    for (const auto& [tensor, name] : list.weight_map) {
+      const Entry* entry = checkpoint->Find(tensor);
+      if (entry != nullptr && fs::path(entry->file->path()).filename() == name) continue;
+      problems.push_back(fmt::format("{}/{}: tensor \"{}\" is not in {}, where the index says",
+                                     model_dir, kIndexName, DisplayText(tensor, 200), name));
+    }
+  }
+  if (problems.empty()) return checkpoint;
+  return DataLoss("{}", fmt::join(problems, "\n"));
+}
+
+const Checkpoint::Entry* Checkpoint::Find(const std::string& name) const {
+  const auto found = entries_.find(name);
+  return found == entries_.end() ? nullptr : &found->second;
+}
+
+}  // namespace hadal

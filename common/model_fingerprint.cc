@@ -1,0 +1,78 @@
+
+#include "common/file.h"
+#include "common/model_config.h"
+#include "common/safetensors.h"
+
+namespace hadal {
+namespace {
+
+constexpr uint64_t kMaxConfigBytes = 16 << 20;
+
+// FNV-1a of 128 bits. It tells files apart; it is no protection against someone who wants two to
+// look alike.
+class Hash {
+ public:
+  void Bytes(std::string_view bytes) {
+    for (const char c : bytes) {
+      state_ ^= static_cast<uint8_t>(c);
+      state_ *= kPrime;
+    }
+  }
+  void Number(uint64_t number) {
+    for (int i = 0; i < 8; ++i) {
+      state_ ^= (number >> (8 * i)) & 0xff;
+      state_ *= kPrime;
+    }
+  }
+  // With its length, so that no two sequences of fields run together alike.
+  void Field(std::string_view bytes) {
+    Number(bytes.size());
+    Bytes(bytes);
+  }
+  std::string Hex() const {
+    return fmt::format("{:016x}{:016x}", static_cast<uint64_t>(state_ >> 64),
+                       static_cast<uint64_t>(state_));
+  }
+
+ private:
+  using Wide = unsigned __int128;
+  static constexpr Wide kPrime = (Wide{1} << 88) | 0x13b;
+  Wide state_ = (Wide{0x6c62272e07bb0142} << 64) | 0x62b821756295c58d;
+};
+
+// Every tensor's name, dtype, shape and place.
+void HashTensors(const SafetensorsFile& file, Hash* hash) {
+  hash->Number(file.tensors().size());
+  for (const TensorInfo& tensor : file.tensors()) {
+    hash->Field(tensor.name);
+    hash->Field(tensor.dtype_name);
+    hash->Number(tensor.shape.size());
+    for (const int64_t size : tensor.shape) hash->Number(static_cast<uint64_t>(size));
+    hash->Number(tensor.begin);
+    hash->Number(tensor.end);
+  }
+}
+
+}  // namespace
+
+StatusOr<std::string> ModelFingerprint(const std::string& model_dir) {
+  Hash hash;
+  HADAL_ASSIGN_OR_RETURN(const std::string config,
+                         ReadFile(model_dir + "/config.json", kMaxConfigBytes));
+  hash.Field(config);
+  const auto generation = ReadFile(model_dir + "/generation_config.json", kMaxConfigBytes);
+  if (!generation.ok() && generation.status().code() != StatusCode::kNotFound) {
+    return generation.status();
+  }
+  hash.Number(generation.ok() ? 1 : 0);
+  hash.Field(generation.ok() ? std::string_view(*generation) : "");
+  HADAL_ASSIGN_OR_RETURN(const std::vector<std::string> names, CheckpointFiles(model_dir));
+  for (const std::string& name : names) {
+    HADAL_ASSIGN_OR_RETURN(const auto file, SafetensorsFile::Open(model_dir + "/" + name));
+    hash.Field(name);
+    HashTensors(*file, &hash);
+  }
+  return hash.Hex();
+}
+
+}  // namespace hadal

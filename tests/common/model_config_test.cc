@@ -1,0 +1,351 @@
+#include "common/model_config.h"
+
+#include <cmath>
+#include <fstream>
+#include <map>
+
+#include <nlohmann/json.hpp>
+
+#include "common/file.h"
+#include "tests/common/hf_configs.h"
+#include "tests/common/temp_model_dir.h"
+#include "tests/support/catch.h"
+
+namespace hadal {
+namespace {
+using nlohmann::json;
+using testing::HfConfig;
+
+StatusOr<ModelConfig> Parse(const json& config) { return ParseModelConfig(config, nullptr); }
+
+std::string Refusal(const json& config) {
+  const auto parsed = Parse(config);
+  REQUIRE_FALSE(parsed.ok());
+  CHECK(parsed.status().code() == StatusCode::kInvalidArgument);
+  return parsed.status().message();
+}
+
+ModelConfig Reference(const std::string& name) {
+  auto file = ReadJsonFile("configs/config_" + name + ".json", 1 << 20);
+  REQUIRE(file.ok());
+  auto parsed = Parse(*file);
+  INFO(parsed.status().message());
+  REQUIRE(parsed.ok());
+  return *parsed;
+}
+
+bool Mentions(const std::string& text, const std::string& word) {
+  return text.find(word) != std::string::npos;
+}
+
+// The table of sizes of the four released models, in the order of the columns below.
+struct Row {
+  int64_t ModelConfig::*member;
+  std::vector<int64_t> values;  // 16B, 236B, 671B, v3.1
+};
+const std::vector<std::string> kNames = {"16B", "236B", "671B", "v3.1"};
+const std::vector<Row> kTable = {
+    {&ModelConfig::vocab_size, {102400, 102400, 129280, 129280}},
+    {&ModelConfig::dim, {2048, 5120, 7168, 7168}},
+    {&ModelConfig::inter_dim, {10944, 12288, 18432, 18432}},
+    {&ModelConfig::moe_inter_dim, {1408, 1536, 2048, 2048}},
+    {&ModelConfig::n_layers, {27, 60, 61, 61}},
+    {&ModelConfig::n_dense_layers, {1, 1, 3, 3}},
+    {&ModelConfig::n_heads, {16, 128, 128, 128}},
+    {&ModelConfig::n_routed_experts, {64, 160, 256, 256}},
+    {&ModelConfig::n_shared_experts, {2, 2, 1, 1}},
+    {&ModelConfig::n_activated_experts, {6, 6, 8, 8}},
+    {&ModelConfig::n_expert_groups, {1, 8, 8, 8}},
+    {&ModelConfig::n_limited_groups, {1, 3, 4, 4}},
+    {&ModelConfig::q_lora_rank, {0, 1536, 1536, 1536}},
+    {&ModelConfig::kv_lora_rank, {512, 512, 512, 512}},
+    {&ModelConfig::qk_nope_head_dim, {128, 128, 128, 128}},
+    {&ModelConfig::qk_rope_head_dim, {64, 64, 64, 64}},
+    {&ModelConfig::v_head_dim, {128, 128, 128, 128}},
+};
+
+void CheckTable(const ModelConfig& config, size_t column) {
+  for (const Row& row : kTable) CHECK(config.*row.member == row.values[column]);
+  const bool v3 = column >= 2;
+  CHECK(config.architecture == (v3 ? "DeepseekV3ForCausalLM" : "DeepseekV2ForCausalLM"));
+  CHECK(config.dtype == (v3 ? DType::kF8E4M3 : DType::kBF16));
+  CHECK(config.scale_fmt == (column == 3 ? "ue8m0" : ""));
+  CHECK(config.scale_block == 128);
+  CHECK(config.score_func == (v3 ? ScoreFunc::kSigmoid : ScoreFunc::kSoftmax));
+  CHECK(config.topk_method == std::vector{TopkMethod::kGreedy, TopkMethod::kGroupLimitedGreedy,
+                                          TopkMethod::kNoAuxTc, TopkMethod::kNoAuxTc}[column]);
+  CHECK(config.norm_topk_prob == v3);
+  CHECK(config.has_gate_bias() == v3);
+  CHECK(config.route_scale == std::vector{1.0f, 16.0f, 2.5f, 2.5f}[column]);
+  CHECK(config.norm_eps == 1e-6f);
+  CHECK(config.latent_norm_eps == 1e-6f);
+  CHECK(config.rope_theta == 10000.0f);
+  REQUIRE(config.yarn);
+  CHECK(config.yarn->factor == 40);
+  CHECK(config.yarn->beta_fast == 32);
+  CHECK(config.yarn->beta_slow == 1);
+  CHECK(config.yarn->original_seq_len == 4096);
+  CHECK(config.bos_id == (v3 ? 0 : 100000));
+  CHECK(config.eos_ids == std::vector<int32_t>{v3 ? 1 : 100001});
+}
+
+TEST_CASE("the released models' values in both naming schemes") {
+  const std::vector<std::string> hugging_face = {"v2_lite", "v2", "v3", "v3.1"};
+  for (size_t column = 0; column < kNames.size(); ++column) {
+    INFO(kNames[column]);
+    const ModelConfig reference = Reference(kNames[column]);
+    CheckTable(reference, column);
+    CHECK(reference.max_seq_len == 16384);
+    CHECK(reference.yarn->mscale_all_dim == (column == 0 ? 0.707f : 1.0f));
+    const auto parsed = Parse(HfConfig(hugging_face[column]));
+    INFO(parsed.status().message());
+    REQUIRE(parsed.ok());
+    CheckTable(*parsed, column);
+    CHECK(parsed->max_seq_len == 163840);
+    CHECK(parsed->yarn->mscale_all_dim == (column < 2 ? 0.707f : 1.0f));
+    CHECK(parsed->n_mtp_layers == (column < 2 ? 0 : 1));
+  }
+}
+
+TEST_CASE("Moonlight and Kimi-K2 parse") {
+  const auto moonlight = Parse(HfConfig("moonlight"));
+  REQUIRE(moonlight.ok());
+  CHECK_FALSE(moonlight->yarn);
+  CHECK(moonlight->norm_eps == 1e-5f);
+  CHECK(moonlight->latent_norm_eps == 1e-6f);
+  CHECK(moonlight->rope_theta == 50000.0f);
+  CHECK(moonlight->q_lora_rank == 0);
+  CHECK(moonlight->topk_method == TopkMethod::kNoAuxTc);
+  CHECK(moonlight->n_mtp_layers == 0);
+
+  const json generation = {{"eos_token_id", 163586}};
+  const auto kimi = ParseModelConfig(HfConfig("kimi_k2"), &generation);
+  REQUIRE(kimi.ok());
+  CHECK(kimi->model_type == "kimi_k2");
+  CHECK(kimi->n_heads == 64);
+  CHECK(kimi->yarn->beta_fast == 1);
+  CHECK(kimi->eos_ids == std::vector<int32_t>{163586});  // not config.json's 163585
+}
+
+TEST_CASE("missing keys of the reference's scheme take its defaults") {
+  const auto bare = Parse({{"dim", 2048}});
+  REQUIRE(bare.ok());
+  CHECK(bare->n_layers == 27);
+  CHECK(bare->topk_method == TopkMethod::kGreedy);
+  CHECK(bare->yarn->factor == 40);
+  const auto grouped = Parse({{"dim", 2048}, {"n_expert_groups", 8}, {"n_limited_groups", 3}});
+  REQUIRE(grouped.ok());
+  CHECK(grouped->topk_method == TopkMethod::kGroupLimitedGreedy);
+  // The gate's bias follows from the method, not from dim == 7168.
+  const auto sigmoid = Parse({{"dim", 2048}, {"score_func", "sigmoid"}});
+  REQUIRE(sigmoid.ok());
+  CHECK(sigmoid->has_gate_bias());
+  CHECK(sigmoid->norm_topk_prob);
+  const auto softmax = Parse({{"dim", 7168}});
+  REQUIRE(softmax.ok());
+  CHECK_FALSE(softmax->has_gate_bias());
+  CHECK(Mentions(Refusal({{"dim", 2048}, {"index_topk", 2048}}), "index_topk"));
+}
+
+TEST_CASE("rope_parameters of newer Hugging Face files") {
+  json config = HfConfig("v3");
+  const ModelConfig before = *Parse(config);
+  json rope = config["rope_scaling"];
+  rope["rope_theta"] = config["rope_theta"];
+  rope["rope_type"] = rope["type"];
+  rope.erase("type");
+  config.erase("rope_theta");
+  config.erase("rope_scaling");
+  config["rope_parameters"] = rope;
+  const auto after = Parse(config);
+  REQUIRE(after.ok());
+  CHECK(after->RopeFrequencies() == before.RopeFrequencies());
+  CHECK(after->SoftmaxScale() == before.SoftmaxScale());
+
+  config["rope_parameters"] = {{"rope_theta", 50000}, {"rope_type", "default"}};
+  REQUIRE(Parse(config).ok());
+  CHECK_FALSE(Parse(config)->yarn);
+  CHECK(Parse(config)->rope_theta == 50000.0f);
+}
+
+TEST_CASE("weights' types") {
+  json config = HfConfig("v2_lite");
+  config["torch_dtype"] = "float32";
+  CHECK(Parse(config)->dtype == DType::kF32);
+  config.erase("torch_dtype");
+  CHECK(Mentions(Refusal(config), "torch_dtype"));
+  config["dtype"] = "bfloat16";
+  CHECK(Parse(config)->dtype == DType::kBF16);
+  config["dtype"] = "float16";
+  CHECK(Mentions(Refusal(config), "\"float16\" is not supported; supported: bfloat16, float32"));
+
+  config = HfConfig("v3");
+  config["quantization_config"]["weight_block_size"] = {32, 32};
+  CHECK(Parse(config)->scale_block == 32);
+  config["quantization_config"]["weight_block_size"] = {32, 64};
+  CHECK(Mentions(Refusal(config), "quantization_config.weight_block_size"));
+  config["quantization_config"] = {{"quant_method", "awq"}};
+  CHECK(Mentions(Refusal(config), "\"awq\""));
+}
+
+TEST_CASE("special token ids") {
+  const json config = HfConfig("v2_lite");
+  json generation = {{"eos_token_id", {7, 9}}};
+  CHECK(ParseModelConfig(config, &generation)->eos_ids == std::vector<int32_t>{7, 9});
+  generation = {{"temperature", 0.3}};
+  CHECK(ParseModelConfig(config, &generation)->eos_ids == std::vector<int32_t>{100001});
+  for (const json& bad : {json(-1), json(102400), json("x"), json(1.0), json({1, -2}), json(true)}) {
+    generation = {{"eos_token_id", bad}};
+    const auto parsed = ParseModelConfig(config, &generation);
+    REQUIRE_FALSE(parsed.ok());
+    CHECK(Mentions(parsed.status().message(), "generation_config.json: eos_token_id"));
+  }
+}
+
+TEST_CASE("other architectures are refused by name") {
+  json config = HfConfig("v3");
+  config["architectures"] = {"DeepseekV32ForCausalLM"};
+  config["model_type"] = "deepseek_v32";
+  const std::string message = Refusal(config);
+  CHECK(Mentions(message, "DeepseekV32ForCausalLM"));
+  CHECK(Mentions(message, "deepseek_v32"));
+  const json llama = {{"architectures", {"LlamaForCausalLM"}}, {"model_type", "llama"},
+                      {"hidden_size", 576}};
+  CHECK(Mentions(Refusal(llama), "LlamaForCausalLM"));
+  CHECK_FALSE(Mentions(Refusal(llama), "missing"));  // its other fields say nothing
+  CHECK(Mentions(Refusal({{"hidden_size", 576}}), "architectures"));
+  CHECK(Mentions(Refusal(json::object()), "hidden_size"));
+  CHECK(Mentions(Refusal(json::array()), "JSON object"));
+  CHECK(Mentions(Refusal({{"hidden_size", 1}, {"dim", 1}}), "mixed"));
+}
+
+TEST_CASE("all problems are listed at once") {
+  json config = HfConfig("v3");
+  config["attention_bias"] = true;
+  config["hidden_act"] = "gelu";
+  config["tie_word_embeddings"] = true;
+  config["moe_layer_freq"] = 2;
+  config["num_key_value_heads"] = 8;
+  config["index_topk"] = 2048;
+  config["scoring_func"] = "tanh";
+  config["topk_method"] = "sinkhorn";
+  config["rope_scaling"]["type"] = "longrope";
+  config["num_hidden_layers"] = "61";
+  config.erase("kv_lora_rank");
+  config["quantization_config"]["activation_scheme"] = "static";
+  const std::string message = Refusal(config);
+  for (const char* word :
+       {"attention_bias: true", "hidden_act: \"gelu\"", "tie_word_embeddings: true",
+        "moe_layer_freq: 2", "num_key_value_heads: 8", "index_topk", "scoring_func: \"tanh\"",
+        "topk_method: \"sinkhorn\"", "rope_scaling.type: \"longrope\"",
+        "num_hidden_layers: must be an integer", "kv_lora_rank: missing", "activation_scheme",
+        "(12 problems)"}) {
+    INFO(message);
+    CHECK(Mentions(message, word));
+  }
+}
+
+TEST_CASE("sizes out of range, of the wrong type or that do not fit together") {
+  const std::vector<std::string> sizes = {
+      "vocab_size", "hidden_size", "intermediate_size", "moe_intermediate_size",
+      "num_hidden_layers", "num_attention_heads", "n_routed_experts", "num_experts_per_tok",
+      "kv_lora_rank", "qk_nope_head_dim", "qk_rope_head_dim", "v_head_dim",
+      "max_position_embeddings", "n_group", "topk_group"};
+  const std::vector<json> bad = {0, -1, 1.5, 2048.0, true, "8", json::array(), json::object(),
+                                 INT64_MAX, INT64_MIN, UINT64_MAX, 1e300};
+  for (const std::string& key : sizes) {
+    for (const json& value : bad) {
+      json config = HfConfig("v3");
+      config[key] = value;
+      INFO(key << " " << value.dump());
+      CHECK(Mentions(Refusal(config), "\n  " + key + ": "));
+    }
+  }
+  const std::vector<std::pair<std::string, json>> misfits = {
+      {"qk_rope_head_dim", 63}, {"num_experts_per_tok", 129},  {"n_group", 7},
+      {"topk_group", 9},        {"first_k_dense_replace", 62}, {"n_routed_experts", 8192},
+      {"n_group", 256}};
+  for (const auto& [key, value] : misfits) {
+    json config = HfConfig("v3");
+    config[key] = value;
+    INFO(key << " " << value.dump());
+    CHECK(Mentions(Refusal(config), "\n  " + key + ": "));
+  }
+  for (const char* key : {"rms_norm_eps", "rope_theta", "routed_scaling_factor"}) {
+    for (const json& value : {json(0), json(-1), json(1e300), json("1"), json(NAN)}) {
+      json config = HfConfig("v3");
+      config[key] = value;
+      CHECK(Mentions(Refusal(config), key));
+    }
+  }
+}
+
+TEST_CASE("rotary scaling that Hadal does not compute is refused") {
+  json config = HfConfig("v3");
+  config["rope_scaling"]["mscale"] = 0.5;
+  CHECK(Mentions(Refusal(config), "rope_scaling.mscale"));
+  config["rope_scaling"] = {{"type", "linear"}, {"factor", 2}};
+  CHECK(Mentions(Refusal(config), "\"linear\""));
+  config["rope_scaling"] = {{"type", "yarn"}};
+  CHECK(Mentions(Refusal(config), "rope_scaling.factor: missing"));
+  config["rope_scaling"] = 3;
+  CHECK(Mentions(Refusal(config), "rope_scaling: must be a JSON object"));
+}
+
+TEST_CASE("rotation speeds and softmax scale") {
+  const std::vector<double> appendix = {
+      1,            0.74989421,   0.56234133,   0.4216965,    0.31622777,   0.23713737,
+      0.17782794,   0.13335214,   0.1,          0.074989421,  0.056234133,  0.039006927,
+      0.02687936,   0.018378146,  0.012447956,  0.008334509,  0.0055,       0.0035619975,
+      0.0022493653, 0.0013705136, 7.9056942e-4, 4.149904e-4,  1.7782794e-4, 3.3338036e-5,
+      2.5e-5,       1.8747355e-5, 1.4058533e-5, 1.0542413e-5, 7.9056942e-6, 5.9284343e-6,
+      4.4456985e-6, 3.3338036e-6};
+  const std::vector<float> theta = Reference("671B").RopeFrequencies();
+  REQUIRE(theta.size() == appendix.size());
+  for (size_t i = 0; i < theta.size(); ++i) CHECK(theta[i] == Approx(appendix[i]).epsilon(1e-6));
+  CHECK(Reference("671B").SoftmaxScale() == Approx(0.1352338).epsilon(1e-6));
+  CHECK(Reference("16B").SoftmaxScale() == Approx(0.1147214).epsilon(1e-6));
+
+  ModelConfig plain = Reference("16B");
+  plain.yarn.reset();
+  CHECK(plain.SoftmaxScale() == Approx(0.0721688).epsilon(1e-6));
+  CHECK(plain.RopeFrequencies()[31] == Approx(std::pow(1e4, -62.0 / 64)).epsilon(1e-6));
+  plain.yarn = YarnConfig{.factor = 1};
+  ModelConfig none = plain;
+  none.yarn.reset();
+  CHECK(plain.SoftmaxScale() == none.SoftmaxScale());
+  CHECK(plain.RopeFrequencies() == none.RopeFrequencies());
+
+  // Kimi-K2: beta 1/1 makes a step between pairs 19 and 20.
+  json config = HfConfig("kimi_k2");
+  const ModelConfig kimi = *Parse(config);
+  CHECK(kimi.SoftmaxScale() == Approx(0.1308608).epsilon(1e-6));
+  CHECK(kimi.RopeFrequencies()[19] == Approx(std::pow(5e4, -38.0 / 64)).epsilon(1e-6));
+  CHECK(kimi.RopeFrequencies()[20] == Approx(std::pow(5e4, -40.0 / 64) / 32).epsilon(1e-6));
+  config["rope_scaling"]["factor"] = 64;
+  CHECK(Parse(config)->SoftmaxScale() == Approx(0.1446796).epsilon(1e-6));
+}
+
+TEST_CASE("a model directory's files") {
+  const testing::TempDir dir;
+  CHECK(LoadModelConfig(dir.path()).status().code() == StatusCode::kNotFound);
+  dir.Write("config.json", HfConfig("kimi_k2").dump());
+  REQUIRE(LoadModelConfig(dir.path()).ok());
+  CHECK(LoadModelConfig(dir.path())->eos_ids == std::vector<int32_t>{163585});
+  dir.Write("generation_config.json", R"({"eos_token_id": 163586})");
+  CHECK(LoadModelConfig(dir.path())->eos_ids == std::vector<int32_t>{163586});
+  dir.Write("generation_config.json", "{");
+  CHECK(Mentions(LoadModelConfig(dir.path()).status().message(), "generation_config.json"));
+  dir.Write("generation_config.json", "{}");
+  for (const std::string& bad :
+       {std::string("{\"hidden_size\": 1, \"hidden_size\": 2}"), std::string(""),
+        std::string("{\"a\": \"\xff\"}"), std::string(100000, '['), std::string("[]")}) {
+    dir.Write("config.json", bad);
+    const auto parsed = LoadModelConfig(dir.path());
+    REQUIRE_FALSE(parsed.ok());
+    CHECK(Mentions(parsed.status().message(), dir.path() + "/config.json"));
+  }
+}
+
+}  // namespace
+}  // namespace hadal
