@@ -1,0 +1,140 @@
+#!/usr/bin/env bash
+set -euo pipefail
+usage() {
+  cat <<'TEXT'
+From nothing to a chat: installs missing packages, builds, makes the demo model, starts hadal-server
+and the worker ranks on loopback, and opens a chat in this terminal.
+
+  scripts/quickstart.sh                     chat with the demo model
+  scripts/quickstart.sh --prompt "..."      answer once on standard output and stop everything
+  scripts/quickstart.sh --model DIR         serve another Hugging Face checkpoint
+  scripts/quickstart.sh --ranks N           worker ranks (default 2)
+
+Ctrl-C at the prompt, or /exit, stops all that was started. Logs: build/quickstart/.
+TEXT
+}
+
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+ranks=2
+model=""
+prompt=()
+while [[ $# -gt 0 ]]; do
+  case "$1" in
+    --prompt | --model | --ranks)
+      [[ $# -ge 2 ]] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
+      case "$1" in
+        --prompt) prompt=(--prompt "$2") ;;
+        --model) model="$2" ;;
+        --ranks) ranks="$2" ;;
+      esac
+      shift 2
+      ;;
+    -h | --help) usage; exit 0 ;;
+    *) echo "quickstart: unknown option $1" >&2; usage >&2; exit 2 ;;
+  esac
+done
+[[ "$ranks" =~ ^[1-9][0-9]*$ ]] || { echo "quickstart: --ranks $ranks is not a number" >&2; exit 2; }
+if [[ -n "$model" && ! -f "$model/config.json" ]]; then
+  echo "quickstart: --model $model holds no config.json; give a Hugging Face model directory" >&2
+  exit 2
+fi
+
+logs=build/quickstart
+bin=build/release/bin
+server_pid=""
+workers_pid=""
+
+# Workers first, so that the server does not log their loss; then both are waited for.
+stop_all() {
+  trap - EXIT INT TERM
+  local pid
+  for pid in "$workers_pid" "$server_pid"; do
+    [[ -n "$pid" ]] && kill -TERM "$pid" 2>/dev/null
+  done
+  for pid in "$workers_pid" "$server_pid"; do
+    [[ -n "$pid" ]] && wait "$pid" 2>/dev/null
+  done
+  return 0
+}
+
+fail() {
+  echo "quickstart: $1" >&2
+  stop_all
+  exit 1
+}
+
+build_all() {
+  mkdir -p "$logs"
+  scripts/install_deps.sh
+  if [[ ! -f build/release/build.ninja ]]; then
+    echo "Configuring..." >&2
+    cmake --preset release -DHADAL_TESTS=OFF >"$logs/build.log" 2>&1 ||
+      { tail -20 "$logs/build.log" >&2; fail "configuring failed; see $logs/build.log"; }
+  fi
+  if ! cmake --build build/release --target hadal-server hadal-worker hadal -- -n |
+      grep -q 'no work to do'; then
+    echo "Building (some minutes the first time; progress in $logs/build.log)..." >&2
+  fi
+  cmake --build build/release --parallel "$(nproc)" --target hadal-server hadal-worker hadal \
+    >>"$logs/build.log" 2>&1 ||
+    { tail -20 "$logs/build.log" >&2; fail "the build failed; see $logs/build.log"; }
+}
+
+make_model() {
+  [[ -z "$model" ]] || return 0
+  model=models/demo
+  [[ -f "$model/config.json" ]] && return 0
+  scripts/python_env.sh scripts/make_demo_model.py --out "$model" ||
+    fail "the demo model could not be made; serve another checkpoint with --model DIR"
+}
+
+# The address that a server with port 0 has bound, from its log.
+bound_port() { sed -nE "s/.*$1 on 127\.0\.0\.1:([0-9]+).*/\1/p" "$logs/server.log" | tail -1; }
+
+start_server() {
+  # Its own session: Ctrl-C in the terminal reaches the chat, and the trap stops the rest.
+  setsid "$bin/hadal-server" --model "$model" --listen 127.0.0.1:0 --worker-listen 127.0.0.1:0 \
+    >"$logs/server.log" 2>&1 &
+  server_pid=$!
+  for _ in $(seq 300); do
+    public_port="$(bound_port 'serving gRPC')"
+    worker_port="$(bound_port 'waiting for workers')"
+    [[ -n "$public_port" && -n "$worker_port" ]] && return 0
+    kill -0 "$server_pid" 2>/dev/null || break
+    sleep 0.1
+  done
+  tail -5 "$logs/server.log" >&2
+  fail "hadal-server did not start; see $logs/server.log"
+}
+
+start_workers() {
+  export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+  setsid mpirun --oversubscribe --bind-to none -n "$ranks" "$bin/hadal-worker" --model "$model" \
+    --server "127.0.0.1:$worker_port" >"$logs/workers.log" 2>&1 &
+  workers_pid=$!
+}
+
+wait_until_ready() {
+  local start=$SECONDS
+  until "$bin/hadal" ready --server "127.0.0.1:$public_port" >/dev/null 2>&1; do
+    if ! kill -0 "$workers_pid" 2>/dev/null; then
+      tail -5 "$logs/workers.log" >&2
+      fail "the workers did not start; see $logs/workers.log"
+    fi
+    [[ -t 2 ]] && printf '\rLoading %s on %s ranks... %s s' "$model" "$ranks" $((SECONDS - start)) >&2
+    sleep 0.2
+  done
+  [[ -t 2 ]] && printf '\r\033[K' >&2
+  return 0
+}
+
+trap stop_all EXIT
+trap 'stop_all; exit 130' INT
+trap 'stop_all; exit 143' TERM
+build_all
+make_model
+start_server
+start_workers
+wait_until_ready
+[[ ${#prompt[@]} -gt 0 ]] || trap '' INT
+"$bin/hadal" chat --server "127.0.0.1:$public_port" "${prompt[@]}"

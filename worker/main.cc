@@ -1,0 +1,220 @@
+#include <mpi.h>
+#include <sched.h>
+#include <spdlog/sinks/stdout_color_sinks.h>
+#include <spdlog/spdlog.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <fstream>
+#include <thread>
+
+#include "common/model_config.h"
+#include "common/safetensors.h"
+#include "common/tensor_inventory.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "worker/comm/mpi_communicator.h"
+#include "worker/model/model.h"
+#include "worker/options.h"
+#include "worker/runtime/memory_budget.h"
+#include "worker/runtime/plan_loop.h"
+
+namespace hadal {
+namespace {
+
+int UsableCores() {
+  cpu_set_t set;
+  CPU_ZERO(&set);
+  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
+}
+
+std::string HostName() {
+  char name[256] = {};
+  gethostname(name, sizeof(name) - 1);
+  return name;
+}
+
+void SetUpLog(const WorkerOptions& options, const MpiPlace& place) {
+  auto log = spdlog::stderr_color_mt("worker");
+  log->set_pattern(fmt::format("%Y-%m-%d %H:%M:%S.%e %^%l%$ [worker {}/{}] %v", place.rank, place.world));
+  spdlog::set_default_logger(log);
+  spdlog::set_level(spdlog::level::from_str(options.log_level));
+}
+
+// The same verdict on every rank: OK, or the error of the lowest rank that has one (others only learn
+// that there is one).
+Status Agree(const Status& own, Communicator* world) {
+  const int32_t failed = own.ok() ? 0 : 1;
+  std::vector<int32_t> all(world->size());
+  world->AllGather(&failed, all.data(), sizeof(failed));
+  if (!own.ok()) return own;
+  const auto first = std::find(all.begin(), all.end(), 1);
+  if (first == all.end()) return OkStatus();
+  return FailedPrecondition("rank {} could not start", first - all.begin());
+}
+
+StatusOr<std::string> ReadSecret(const std::string& path) {
+  if (path.empty()) return std::string();
+  std::ifstream in(path);
+  std::string secret;
+  if (!std::getline(in, secret) || secret.empty()) {
+    return InvalidArgument("--join-secret-file {} cannot be read or is empty", path);
+  }
+  return secret;
+}
+
+// Logs at most every two seconds while the weights are read.
+Model::Progress LoadProgress() {
+  auto last = std::make_shared<std::chrono::steady_clock::time_point>(std::chrono::steady_clock::now());
+  return [last](int64_t done, int64_t total) {
+    const auto now = std::chrono::steady_clock::now();
+    if (now - *last < std::chrono::seconds(2)) return;
+    *last = now;
+    spdlog::info("weights: {} of {} ({} %)", FormatBytes(done), FormatBytes(total),
+                 done * 100 / std::max<int64_t>(total, 1));
+  };
+}
+
+// One rank from its model directory to the end of the group.
+class Worker {
+ public:
+  Worker(WorkerOptions options, const MpiPlace& place, CommGroup comm)
+      : options_(std::move(options)), place_(place), comm_(std::move(comm)) {
+    layout_ = {options_.tensor_parallel, options_.data_parallel, place.rank};
+  }
+
+  Status Run() {
+    HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
+    HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
+    StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
+    if (place_.rank == 0) return Lead(&runner);
+    FollowPlans(&runner, comm_.world.get());
+    return OkStatus();
+  }
+
+ private:
+  // Everything that can be refused before a weight is read.
+  Status Prepare() {
+    HADAL_ASSIGN_OR_RETURN(secret_, ReadSecret(options_.join_secret_file));
+    HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
+    HADAL_RETURN_IF_ERROR(ValidateLayout(config_, layout_));
+    HADAL_ASSIGN_OR_RETURN(checkpoint_, Checkpoint::Open(options_.model_dir));
+    HADAL_RETURN_IF_ERROR(ValidateCheckpoint(config_, *checkpoint_));
+    HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
+    const int threads = options_.threads > 0 ? options_.threads
+                                             : std::max(1, UsableCores() / place_.local_ranks);
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = threads, .isa = options_.isa}));
+    capacity_.tensor_parallel = layout_.tensor_parallel;
+    capacity_.data_parallel = layout_.data_parallel;
+    capacity_.max_slots = options_.max_slots;
+    capacity_.max_step_tokens = options_.max_step_tokens;
+    const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
+    const int64_t available = AvailableMemoryPerRank(place_.local_ranks);
+    HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
+                           DecideKvBlocks(config_, plan, {options_.kv_blocks, options_.kv_memory},
+                                          available));
+    spdlog::info("{}; layout {} x {}; memory: {}", backend_->name(), layout_.tensor_parallel,
+                 layout_.data_parallel, DescribeMemoryPlan(plan, capacity_.kv_blocks, available));
+    return OkStatus();
+  }
+
+  // The rank with the least memory decides.
+  Status AgreeOnKvBlocks() {
+    std::vector<int32_t> all(place_.world);
+    comm_.world->AllGather(&capacity_.kv_blocks, all.data(), sizeof(int32_t));
+    capacity_.kv_blocks = *std::min_element(all.begin(), all.end());
+    return OkStatus();
+  }
+
+  ModelOptions ModelConfigOptions(int32_t kv_blocks) const {
+    return {.kv_blocks = kv_blocks,
+            .max_step_tokens = options_.max_step_tokens,
+            .max_step_logits = StepRunner::kLogitRows};
+  }
+
+  Status LoadModel() {
+    const auto start = std::chrono::steady_clock::now();
+    HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, layout_, *checkpoint_, backend_.get(), comm_,
+                                               ModelConfigOptions(capacity_.kv_blocks), LoadProgress()));
+    checkpoint_.reset();
+    spdlog::info("model loaded in {:.1f} s",
+                 std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    return OkStatus();
+  }
+
+  // Serves epoch after epoch; returns only with an error that no new attempt can mend.
+  Status Lead(StepRunner* runner) {
+    for (;;) {
+      StatusOr<std::unique_ptr<PlanChannel>> channel =
+          JoinServer(options_.server, capacity_, secret_);
+      if (!channel.ok()) {
+        EndFollowers(comm_.world.get());
+        return channel.status();
+      }
+      spdlog::info("joined {} as epoch {}", options_.server, (*channel)->epoch());
+      Status ended;
+      try {
+        ended = LeadEpoch(channel->get(), runner, comm_.world.get());
+      } catch (const std::exception& e) {
+        (*channel)->SendFailure(fmt::format("rank 0 on {}: {}", HostName(), e.what()));
+        throw;
+      }
+      spdlog::warn("the server ended epoch {}: {}", (*channel)->epoch(), ended.ToString());
+    }
+  }
+
+  WorkerOptions options_;
+  MpiPlace place_;
+  CommGroup comm_;
+  Layout layout_;
+  ModelConfig config_;
+  GroupCapacity capacity_;
+  std::string secret_;
+  std::unique_ptr<Checkpoint> checkpoint_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Model> model_;
+};
+
+// The exit code of this rank. An error after the start ends the whole job.
+int RunWorker(WorkerOptions options, const MpiPlace& place) {
+  SetUpLog(options, place);
+  if (options.tensor_parallel == 0) {
+    options.tensor_parallel = std::max(1, place.world / options.data_parallel);
+  }
+  StatusOr<CommGroup> comm = MakeMpiCommGroup({.tensor_parallel = options.tensor_parallel,
+                                               .data_parallel = options.data_parallel,
+                                               .timeout_s = options.step_timeout_s});
+  if (!comm.ok()) {
+    if (place.rank == 0) spdlog::error("{}", comm.status().message());
+    return 1;
+  }
+  try {
+    const Status status = Worker(options, place, std::move(comm).value()).Run();
+    if (status.ok()) return 0;
+    spdlog::error("{}", status.message());
+    return 1;
+  } catch (const std::exception& e) {
+    spdlog::critical("rank {} on {}: {}", place.rank, HostName(), e.what());
+    MPI_Abort(MPI_COMM_WORLD, 1);
+    return 1;
+  }
+}
+
+}  // namespace
+}  // namespace hadal
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  const hadal::MpiPlace place = hadal::GetMpiPlace();
+  const hadal::ParsedOptions parsed = hadal::ParseWorkerOptions(argc, argv);
+  int exit_code = parsed.exit_code;
+  if (parsed.exit) {
+    if (place.rank == 0) std::fputs(parsed.text.c_str(), exit_code == 0 ? stdout : stderr);
+  } else {
+    exit_code = hadal::RunWorker(parsed.options, place);
+  }
+  MPI_Finalize();
+  return exit_code;
+}

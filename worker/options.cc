@@ -1,0 +1,81 @@
+#include "worker/options.h"
+
+#include <CLI/CLI.hpp>
+
+#include "worker/runtime/memory_budget.h"
+
+namespace hadal {
+namespace {
+
+constexpr const char* kDescription =
+    "One rank of a Hadal worker group. Started by mpirun, all ranks with the same options:\n\n"
+    "  mpirun -n 2 hadal-worker --model DIR --server 127.0.0.1:50052\n\n"
+    "Each rank holds one shard of the model; rank 0 joins the server, which may be started before or\n"
+    "after, and joins again when the server comes back.";
+
+void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
+  app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
+  app->add_option("--server", o->server, "hadal-server's --worker-listen address")
+      ->capture_default_str();
+  app->add_option("--tensor-parallel", o->tensor_parallel,
+                  "ranks that share one sequence's heads, MLPs and vocabulary (default: all ranks / "
+                  "--data-parallel)")
+      ->check(CLI::Range(1, 1024));
+  app->add_option("--data-parallel", o->data_parallel,
+                  "groups with sequences and KV cache of their own; experts are spread over all")
+      ->check(CLI::Range(1, 1024))
+      ->capture_default_str();
+  app->add_option("--backend", o->backend, "what computes")
+      ->check(CLI::IsMember({"cpu"}))
+      ->capture_default_str();
+  app->add_option("--cpu-isa", o->isa,
+                  "instruction set of the CPU kernels (default: the best of this machine)");
+  app->add_option("--threads", o->threads, "threads of this rank (default: cores / ranks on the host)")
+      ->check(CLI::Range(1, 1024));
+  auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,
+                                 "KV cache blocks of 64 tokens (default: from the free memory)")
+                     ->check(CLI::Range(1, 1 << 30));
+  app->add_option("--kv-memory", *kv_memory, "KV cache size instead, as 8GiB or in bytes")
+      ->excludes(blocks);
+  app->add_option("--max-slots", o->max_slots, "sequences that run at once, per data-parallel group")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app->add_option("--max-step-tokens", o->max_step_tokens,
+                  "tokens of one step, per data-parallel group; sizes the workspace")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app->add_option("--step-timeout", o->step_timeout_s,
+                  "seconds after which a silent rank ends the group")
+      ->check(CLI::Range(0.1, 86400.0))
+      ->capture_default_str();
+  app->add_option("--join-secret-file", o->join_secret_file,
+                  "file with the secret that the server's --join-secret-file holds");
+  app->add_option("--log-level", o->log_level, "trace, debug, info, warn or error")
+      ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error"}))
+      ->capture_default_str();
+}
+
+}  // namespace
+
+ParsedOptions ParseWorkerOptions(int argc, char** argv) {
+  ParsedOptions parsed;
+  std::string kv_memory;
+  CLI::App app(kDescription, "hadal-worker");
+  AddFlags(&parsed.options, &kv_memory, &app);
+  try {
+    app.parse(argc, argv);
+    if (!kv_memory.empty()) {
+      StatusOr<int64_t> bytes = ParseBytes(kv_memory);
+      if (!bytes.ok()) throw CLI::ValidationError("--kv-memory", bytes.status().message());
+      parsed.options.kv_memory = *bytes;
+    }
+  } catch (const CLI::ParseError& e) {
+    parsed.exit = true;
+    parsed.exit_code = e.get_exit_code();
+    parsed.text = parsed.exit_code == 0 ? app.help()
+                                        : fmt::format("{}\nRun with --help for more.\n", e.what());
+  }
+  return parsed;
+}
+
+}  // namespace hadal
