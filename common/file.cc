@@ -57,6 +57,9 @@ StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view name)
   if (TooDeep(text)) {
     return InvalidArgument("{}: nested more than {} levels deep", name, kMaxDepth);
   }
+  if (text.find('\0') != std::string_view::npos) {  // the parser would stop there
+    return InvalidArgument("{}: holds a zero byte", name);
+  }
   using nlohmann::json;
   std::vector<std::set<std::string>> keys;  // of the objects that are open, by depth
   std::string duplicate;

@@ -1,8 +1,8 @@
 #include <algorithm>
-#include <array>
 #include <limits>
 #include <map>
 #include <set>
+#include <utility>
 
 #include <nlohmann/json.hpp>
 
@@ -217,6 +217,9 @@ StatusOr<std::vector<TensorInfo>> ParseSafetensorsHeader(std::string_view header
                                                          uint64_t data_bytes) {
   if (header.empty() || header[0] != '{') {
     return InvalidArgument("the header does not begin with '{{'; this is no safetensors file");
+  }
+  if (header.find('\0') != std::string_view::npos) {  // the JSON parser would stop there
+    return InvalidArgument("the header holds a zero byte; this is no safetensors file");
   }
   HeaderHandler handler;
   if (!json::sax_parse(header.begin(), header.end(), &handler)) {
