@@ -1,0 +1,42 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cpu/gemm_kernel.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/packed_weight.h"
+
+namespace hadal {
+
+const GemmKernels& GemmKernelsFor(CpuIsa isa);
+
+// Rows of activations in the form that the kernels of one weight read: rounded to bf16 unless the
+// weight is F32, zeros inserted where the packed weight has them, padded to whole steps.
+struct GemmRows {
+  char* data = nullptr;
+  int64_t stride = 0;  // bytes
+
+  char* row(int64_t i) const { return data + i * stride; }
+};
+
+// Bytes between rows for `w`: an odd number of cache lines, so that equal columns of consecutive rows
+// do not compete for the same cache set.
+int64_t GemmRowStride(const CpuPackedWeight& w, const GemmKernels& kernels);
+// Fills one row from w.k floats.
+void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x, char* row);
+
+// y = x w^T, x as GemmRows of this weight.
+struct GemmJob {
+  const CpuPackedWeight* w = nullptr;
+  GemmRows x;
+  int rows = 0;
+  float* y = nullptr;    // [rows, w->n]
+  int64_t y_stride = 0;  // floats
+};
+
+// Runs independent products, spread over the pool together.
+void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context);
+// One product on the calling thread.
+void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch);
+
+}  // namespace hadal

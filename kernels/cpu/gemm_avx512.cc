@@ -1,0 +1,160 @@
+#include "kernels/cpu/gemm_avx512.h"
+
+#include <immintrin.h>
+
+#include "kernels/cpu/gemm_kernel.h"
+
+namespace hadal {
+namespace {
+
+// A panel is one vector. 14 rows x 2 panels fill the register file with 28 accumulators; with fewer
+// rows more panels keep enough independent sums in flight.
+constexpr int kMaxRows = 14;
+constexpr int64_t kPrefetch = 1024;  // bytes ahead in each panel
+
+template <int kRows, int kPanels>
+struct Sums {
+  __m512 v[kRows][kPanels];
+};
+
+template <int kRows, int kPanels>
+inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows, kPanels>& sums) {
+  const bool resume = !g.first && g.scale == nullptr;
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPanels; ++p) {
+      sums.v[r][p] = resume ? _mm512_loadu_ps(g.c + r * g.c_stride + p * 16) : _mm512_setzero_ps();
+    }
+  }
+}
+
+template <int kRows, int kPanels>
+inline __attribute__((always_inline)) void Finish(const GemmBlock& g,
+                                                  const Sums<kRows, kPanels>& sums) {
+  for (int r = 0; r < kRows; ++r) {
+    for (int p = 0; p < kPanels; ++p) {
+      float* c = g.c + r * g.c_stride + p * 16;
+      __m512 sum = sums.v[r][p];
+      if (g.scale != nullptr) {
+        const __m512 before = g.first ? _mm512_setzero_ps() : _mm512_loadu_ps(c);
+        sum = _mm512_fmadd_ps(sum, _mm512_loadu_ps(g.scale + p * g.scale_stride), before);
+      }
+      _mm512_storeu_ps(c, sum);
+    }
+  }
+}
+
+template <int kRows, int kPanels>
+void Bf16Block(const GemmBlock& g) {
+  const char* b = static_cast<const char*>(g.b);
+  const char* a = static_cast<const char*>(g.a);
+  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  Sums<kRows, kPanels> sums;
+  Start(g, sums);
+  for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 8) {
+    __m512 w[kPanels];
+    for (int p = 0; p < kPanels; ++p) {
+      if (kRows <= 6) _mm_prefetch(b + p * g.b_stride + kPrefetch, _MM_HINT_T0);
+      w[p] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(b + p * g.b_stride), 16));
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride));
+      for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
+    }
+    for (int p = 0; p < kPanels; ++p) {
+      w[p] = _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(b + p * g.b_stride), high));
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride + 4));
+      for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
+    }
+  }
+  Finish(g, sums);
+}
+
+template <int kRows, int kPanels>
+void F32Block(const GemmBlock& g) {
+  const char* b = static_cast<const char*>(g.b);
+  const char* a = static_cast<const char*>(g.a);
+  Sums<kRows, kPanels> sums;
+  Start(g, sums);
+  for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 4) {
+    __m512 w[kPanels];
+    for (int p = 0; p < kPanels; ++p) {
+      if (kRows <= 6) _mm_prefetch(b + p * g.b_stride + kPrefetch, _MM_HINT_T0);
+      w[p] = _mm512_loadu_ps(b + p * g.b_stride);
+    }
+    for (int r = 0; r < kRows; ++r) {
+      const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride));
+      for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
+    }
+  }
+  Finish(g, sums);
+}
+
+#define HADAL_GEMM_NARROW(Block, R) {Block<R, 1>, Block<R, 2>, nullptr, nullptr}
+#define HADAL_GEMM_MIDDLE(Block, R) {Block<R, 1>, Block<R, 2>, Block<R, 4>, nullptr}
+#define HADAL_GEMM_WIDE(Block, R) {Block<R, 1>, Block<R, 2>, Block<R, 4>, Block<R, 8>}
+#define HADAL_GEMM_TABLE(Block)                                                               \
+  {HADAL_GEMM_WIDE(Block, 1),    HADAL_GEMM_WIDE(Block, 2),    HADAL_GEMM_MIDDLE(Block, 3),   \
+   HADAL_GEMM_MIDDLE(Block, 4),  HADAL_GEMM_MIDDLE(Block, 5),  HADAL_GEMM_MIDDLE(Block, 6),   \
+   HADAL_GEMM_NARROW(Block, 7),  HADAL_GEMM_NARROW(Block, 8),  HADAL_GEMM_NARROW(Block, 9),   \
+   HADAL_GEMM_NARROW(Block, 10), HADAL_GEMM_NARROW(Block, 11), HADAL_GEMM_NARROW(Block, 12),  \
+   HADAL_GEMM_NARROW(Block, 13), HADAL_GEMM_NARROW(Block, 14)}
+constexpr GemmFn kBf16Table[kMaxRows][4] = HADAL_GEMM_TABLE(Bf16Block);
+constexpr GemmFn kF32Table[kMaxRows][4] = HADAL_GEMM_TABLE(F32Block);
+
+void Bf16(const GemmBlock& g) { kBf16Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
+
+// As FloatToBf16() does, NaN included.
+void Round(const float* x, int64_t n, void* out) {
+  auto* rounded = static_cast<float*>(out);
+  const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
+  for (int64_t i = 0; i < n; i += 16) {
+    const auto mask = static_cast<__mmask16>(n - i < 16 ? (1u << (n - i)) - 1 : 0xffffu);
+    const __m512 value = _mm512_maskz_loadu_ps(mask, x + i);
+    const __m512i bits = _mm512_castps_si512(value);
+    const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
+    __m512i result = _mm512_add_epi32(bits, _mm512_add_epi32(half, tie));
+    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
+    result = _mm512_mask_or_epi32(result, nan, bits, _mm512_set1_epi32(0x400000));
+    result = _mm512_and_si512(result, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
+    _mm512_mask_storeu_ps(rounded + i, mask, _mm512_castsi512_ps(result));
+  }
+}
+
+}  // namespace
+
+void GemmF32Avx512(const GemmBlock& g) { kF32Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
+
+void ExpandF8Avx512(const uint8_t* codes, int64_t count, uint16_t* out) {
+  // bf16 of m / 8 * 2^-6 for m = 0..7; the index is the low five bits of a code below 8.
+  const __m512i subnormal = _mm512_castsi128_si512(_mm_setr_epi16(
+      0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  const __m512i exponent = _mm512_set1_epi16(0x78), seven_bits = _mm512_set1_epi16(0x7f);
+  for (int64_t i = 0; i < count; i += 32) {
+    const __m512i x =
+        _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i)));
+    const __m512i magnitude = _mm512_and_si512(x, seven_bits);
+    __m512i value =
+        _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
+    const __mmask32 small = _mm512_testn_epi16_mask(x, exponent);
+    value = _mm512_mask_permutexvar_epi16(value, small, magnitude, subnormal);
+    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, seven_bits);
+    value = _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0));
+    // x carries the sign in bits 7 to 15.
+    value = _mm512_ternarylogic_epi32(value, x, _mm512_set1_epi16(static_cast<short>(0x8000)), 0xf8);
+    _mm512_storeu_si512(out + i, value);
+  }
+}
+
+const GemmKernels kGemmAvx512 = {
+    .max_rows = kMaxRows,
+    .max_panels = {1, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2},
+    .bf16_activations = false,
+    .bf16 = Bf16,
+    .f32 = GemmF32Avx512,
+    .expand_f8 = ExpandF8Avx512,
+    .round = Round,
+};
+
+}  // namespace hadal

@@ -1,0 +1,70 @@
+#include <algorithm>
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/ops.h"
+
+namespace hadal {
+namespace {
+
+// Elements whose conversion is worth waking another thread.
+constexpr int64_t kConvertGrain = 16 * 1024;
+
+int64_t ConvertRowsGrain(int64_t k) {
+  return std::max<int64_t>(kConvertGrain / std::max<int64_t>(k, 1), 1);
+}
+
+}  // namespace
+
+void MatMul(const MatMulParams& p, CpuContext& context) {
+  if (p.m == 0) return;
+  const auto& w = static_cast<const CpuPackedWeight&>(*p.w);
+  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const auto* x = static_cast<const float*>(p.x);
+  ScratchArena::Scope scope(context.shared);
+  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
+  rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+  context.pool->ParallelFor(p.m, ConvertRowsGrain(w.k), [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      ConvertGemmRow(w, kernels, x + i * p.x_stride, rows.row(i));
+    }
+  });
+  const GemmJob job{&w, rows, p.m, static_cast<float*>(p.y), p.y_stride};
+  RunGemmJobs(&job, 1, context);
+}
+
+void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
+  if (p.m == 0 || p.heads == 0) return;
+  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const auto* x = static_cast<const float*>(p.x);
+  auto* y = static_cast<float*>(p.y);
+  ScratchArena::Scope scope(context.shared);
+  auto* jobs = context.shared.Allocate<GemmJob>(p.heads);
+  for (int h = 0; h < p.heads; ++h) {
+    const auto& w = static_cast<const CpuPackedWeight&>(*p.w[h]);
+    GemmRows rows{nullptr, GemmRowStride(w, kernels)};
+    rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+    jobs[h] = {&w, rows, p.m, y + h * p.y_head_stride, p.y_stride};
+  }
+  const int64_t grain = ConvertRowsGrain(jobs[0].w->k);
+  context.pool->ParallelFor(int64_t{p.heads} * p.m, grain, [&](int64_t begin, int64_t end, int) {
+    for (int64_t i = begin; i < end; ++i) {
+      const int64_t h = i / p.m, row = i % p.m;
+      ConvertGemmRow(*jobs[h].w, kernels, x + row * p.x_stride + h * p.x_head_stride,
+                     jobs[h].x.row(row));
+    }
+  });
+  RunGemmJobs(jobs, p.heads, context);
+}
+
+void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& weight, float* y,
+                  int64_t y_stride, CpuIsa isa, ScratchArena& scratch) {
+  const auto& w = static_cast<const CpuPackedWeight&>(weight);
+  const GemmKernels& kernels = GemmKernelsFor(isa);
+  ScratchArena::Scope scope(scratch);
+  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
+  rows.data = scratch.Allocate<char>(rows.stride * m);
+  for (int i = 0; i < m; ++i) ConvertGemmRow(w, kernels, x + i * x_stride, rows.row(i));
+  RunGemmSerial({&w, rows, m, y, y_stride}, kernels, scratch);
+}
+
+}  // namespace hadal

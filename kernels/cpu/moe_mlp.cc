@@ -1,0 +1,78 @@
+#include <algorithm>
+
+#include "kernels/cpu/gemm.h"
+#include "kernels/cpu/ops.h"
+
+namespace hadal {
+namespace {
+
+// One expert's share of the rows.
+struct ExpertRows {
+  const CpuPackedWeight* w13 = nullptr;
+  const CpuPackedWeight* w2 = nullptr;
+  int32_t begin = 0;
+  int32_t rows = 0;
+  GemmRows x;      // gathered inputs of w13
+  GemmRows hidden; // inputs of w2
+};
+
+const ExpertRows& ExpertOf(const ExpertRows* experts, int count, int64_t row) {
+  const ExpertRows* after = std::upper_bound(
+      experts, experts + count, row, [](int64_t r, const ExpertRows& e) { return r < e.begin; });
+  return *(after - 1);
+}
+
+GemmRows AllocateRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
+                      ScratchArena& arena) {
+  const int64_t stride = GemmRowStride(w, kernels);
+  return {arena.Allocate<char>(stride * rows), stride};
+}
+
+}  // namespace
+
+void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
+  if (p.rows == 0) return;
+  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  ScratchArena::Scope scope(context.shared);
+  ScratchArena& arena = context.shared;
+  auto* experts = arena.Allocate<ExpertRows>(p.experts);
+  auto* jobs = arena.Allocate<GemmJob>(p.experts);
+  float* gate_up = arena.Allocate<float>(p.rows * 2 * p.width);
+  int count = 0;
+  for (int e = 0; e < p.experts; ++e) {
+    const int32_t begin = p.expert_offsets[e], rows = p.expert_offsets[e + 1] - begin;
+    if (rows == 0) continue;
+    const auto* w13 = static_cast<const CpuPackedWeight*>(p.w13[e]);
+    const auto* w2 = static_cast<const CpuPackedWeight*>(p.w2[e]);
+    experts[count] = {w13, w2, begin, rows, AllocateRows(*w13, kernels, rows, arena),
+                      AllocateRows(*w2, kernels, rows, arena)};
+    jobs[count] = {w13, experts[count].x, rows, gate_up + begin * 2 * p.width, 2 * p.width};
+    ++count;
+  }
+
+  const auto* x = static_cast<const float*>(p.x);
+  context.pool->ParallelFor(p.rows, 8, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const ExpertRows& e = ExpertOf(experts, count, r);
+      ConvertGemmRow(*e.w13, kernels, x + p.row_token[r] * p.dim, e.x.row(r - e.begin));
+    }
+  });
+  RunGemmJobs(jobs, count, context);
+
+  context.pool->ParallelFor(p.rows, 4, [&](int64_t begin, int64_t end, int) {
+    for (int64_t r = begin; r < end; ++r) {
+      const ExpertRows& e = ExpertOf(experts, count, r);
+      float* gate = gate_up + r * 2 * p.width;
+      SiluMulSerial(gate, gate + p.width, gate, p.width, context.isa);
+      ConvertGemmRow(*e.w2, kernels, gate, e.hidden.row(r - e.begin));
+    }
+  });
+  auto* out = static_cast<float*>(p.row_out);
+  for (int i = 0; i < count; ++i) {
+    const ExpertRows& e = experts[i];
+    jobs[i] = {e.w2, e.hidden, e.rows, out + e.begin * p.dim, p.dim};
+  }
+  RunGemmJobs(jobs, count, context);
+}
+
+}  // namespace hadal
