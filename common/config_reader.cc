@@ -34,9 +34,7 @@ std::string DisplayJson(const json& value) {
   return DisplayText(value.dump(-1, ' ', false, json::error_handler_t::replace), 60);
 }
 
-ConfigReader::ConfigReader(const json& object, std::string path,
-                           std::vector<std::string>* problems)
-    : object_(object), path_(std::move(path)), problems_(problems) {
+void ConfigReader::RequireObject() {
   if (object_.is_object()) return;
   const std::string name = path_.empty() ? "the configuration" : path_.substr(0, path_.size() - 1);
   problems_->push_back(name + ": must be a JSON object, not " + DisplayJson(object_));

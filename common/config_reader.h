@@ -7,6 +7,7 @@
 #include <set>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <vector>
 
 #include <nlohmann/json.hpp>
@@ -19,7 +20,10 @@ class ConfigReader {
  public:
   // `object` and `problems` must outlive the reader. `path` stands before each key in problems:
   // "" or "rope_scaling.". An `object` that is not a JSON object is itself a problem.
-  ConfigReader(const nlohmann::json& object, std::string path, std::vector<std::string>* problems);
+  ConfigReader(const nlohmann::json& object, std::string path, std::vector<std::string>* problems)
+      : object_(object), path_(std::move(path)), problems_(problems) {
+    RequireObject();
+  }
 
   bool Has(const char* key) const;
   // The key is there and holds null.
@@ -43,9 +47,10 @@ class ConfigReader {
   void Problem(std::string_view key, std::string_view text);
   // None of these keys has a problem so far, so that what follows from them can be judged.
   bool Good(std::initializer_list<std::string_view> keys) const;
-  const std::string& path() const { return path_; }
 
  private:
+  void RequireObject();
+
   const nlohmann::json& object_;
   std::string path_;
   std::vector<std::string>* problems_;

@@ -6,6 +6,8 @@
 
 #include <nlohmann/json.hpp>
 
+#include "common/utf8.h"
+
 namespace hadal {
 namespace {
 using nlohmann::json;
@@ -70,11 +72,14 @@ void RefuseUnknownKeys(ConfigReader* reader, const json& config) {
       "n_mtp_layers", "norm_eps",       "norm_topk_prob",  "original_seq_len",
       "rope_factor",  "rope_theta",     "route_scale",     "scale_block",  "scale_fmt",
       "score_func",   "topk_method"};
-  for (const auto& [key, value] : config.items()) {
-    const bool known = kOthers.count(key) != 0 ||
-                       std::any_of(kShapeFields.begin(), kShapeFields.end(),
-                                   [&](const ShapeField& field) { return key == field.reference; });
-    if (!known) reader->Problem(key, "is no field of this kind of model; remove it");
+  for (auto it = config.begin(); it != config.end(); ++it) {
+    const bool known =
+        kOthers.count(it.key()) != 0 ||
+        std::any_of(kShapeFields.begin(), kShapeFields.end(),
+                    [&](const ShapeField& field) { return it.key() == field.reference; });
+    if (!known) {
+      reader->Problem(DisplayText(it.key(), 80), "is no field of this kind of model; remove it");
+    }
   }
 }
 

@@ -2,49 +2,22 @@
 
 #include <algorithm>
 #include <map>
-#include <random>
 
 #include <nlohmann/json.hpp>
 
 #include "tests/common/hf_configs.h"
-#include "tests/common/temp_model_dir.h"
+#include "tests/common/odd_config.h"
 #include "tests/support/catch.h"
-#include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
-using testing::FileTensor;
 using testing::HfConfig;
-using testing::SafetensorsBytes;
-using testing::TempDir;
+using testing::OddConfig;
 
 ModelConfig Released(const std::string& name) {
   const auto parsed = ParseModelConfig(HfConfig(name), nullptr);
   REQUIRE(parsed.ok());
   return *parsed;
-}
-
-// Small and awkward: 12 heads, MLPs and a vocabulary that no number of ranks divides, ragged scales.
-ModelConfig Odd(DType dtype) {
-  ModelConfig config;
-  config.dtype = dtype;
-  config.scale_block = 16;
-  config.vocab_size = 101;
-  config.dim = 70;
-  config.inter_dim = 130;
-  config.moe_inter_dim = 13;
-  config.n_layers = 3;
-  config.n_dense_layers = 1;
-  config.n_heads = 12;
-  config.n_routed_experts = 12;
-  config.n_shared_experts = 3;
-  config.topk_method = TopkMethod::kNoAuxTc;
-  config.q_lora_rank = 50;
-  config.kv_lora_rank = 33;
-  config.qk_nope_head_dim = 10;
-  config.qk_rope_head_dim = 6;
-  config.v_head_dim = 7;
-  return config;
 }
 
 std::map<std::string, ExpectedTensor> ByName(const ModelConfig& config) {
@@ -108,7 +81,7 @@ TEST_CASE("plain q, no shared experts, no gate bias") {
   CHECK(tensors.count("model.layers.5.self_attn.q_a_proj.weight") == 0);
   CHECK(tensors.count("model.layers.5.mlp.gate.e_score_correction_bias") == 0);
   CHECK(tensors.at("model.layers.5.mlp.shared_experts.gate_proj.weight").shape[0] == 2816);
-  ModelConfig config = Odd(DType::kF32);
+  ModelConfig config = OddConfig(DType::kF32);
   config.n_shared_experts = 0;
   tensors = ByName(config);
   for (const auto& [name, tensor] : tensors) {
@@ -141,7 +114,7 @@ int TimesHeld(const ExpectedTensor& tensor, const Layout& layout) {
 }
 
 TEST_CASE("slices of every legal layout tile every tensor") {
-  const ModelConfig config = Odd(DType::kBF16);
+  const ModelConfig config = OddConfig(DType::kBF16);
   const std::vector<ExpectedTensor> tensors = ExpectedTensors(config);
   int layouts = 0;
   for (int t = 1; t <= 12; ++t) {
@@ -163,7 +136,7 @@ TEST_CASE("slices of every legal layout tile every tensor") {
 }
 
 TEST_CASE("a rank's scales are those that its slice touches") {
-  const ModelConfig config = Odd(DType::kF8E4M3);
+  const ModelConfig config = OddConfig(DType::kF8E4M3);
   const auto tensors = ByName(config);
   for (const Layout shape : {Layout{1, 1, 0}, Layout{4, 1, 0}, Layout{12, 1, 0}, Layout{3, 2, 0}, Layout{1, 4, 0}}) {
     for (int rank = 0; rank < shape.world(); ++rank) {
@@ -190,7 +163,7 @@ TEST_CASE("a rank's scales are those that its slice touches") {
 }
 
 TEST_CASE("slices by hand") {
-  const ModelConfig config = Odd(DType::kBF16);
+  const ModelConfig config = OddConfig(DType::kBF16);
   const auto tensors = ByName(config);
   const Layout rank3{4, 1, 3};  // 3 heads per rank
   const auto slice = [&](const std::string& name, const Layout& layout) {
@@ -235,81 +208,6 @@ TEST_CASE("layouts that do not divide are refused with those that do") {
   ModelConfig dense = v2_lite;
   dense.n_dense_layers = dense.n_layers;
   CHECK(ValidateLayout(dense, {1, 5, 0}).ok());
-}
-
-// ---- checkpoints
-
-std::vector<FileTensor> FilesOf(const ModelConfig& config) {
-  std::vector<FileTensor> out;
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    out.push_back({tensor.name, std::string(DTypeName(tensor.dtypes[0])), tensor.shape});
-  }
-  return out;
-}
-
-Status Validate(const ModelConfig& config, const std::vector<FileTensor>& tensors) {
-  const TempDir dir;
-  dir.Write("model.safetensors", SafetensorsBytes(tensors));
-  const auto checkpoint = Checkpoint::Open(dir.path());
-  INFO(checkpoint.status().message());
-  REQUIRE(checkpoint.ok());
-  return ValidateCheckpoint(config, **checkpoint);
-}
-
-TEST_CASE("a checkpoint that fits, with extras that are known") {
-  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
-    ModelConfig config = Odd(dtype);
-    std::vector<FileTensor> tensors = FilesOf(config);
-    CHECK(Validate(config, tensors).ok());
-    config.n_mtp_layers = 1;
-    tensors.push_back({"model.layers.3.eh_proj.weight", "BF16", {2, 2}});
-    tensors.push_back({"model.layers.3.mlp.experts.0.up_proj.weight", "I64", {2}});
-    tensors.push_back({"model.layers.0.self_attn.rotary_emb.inv_freq", "F32", {3}});
-    CHECK(Validate(config, tensors).ok());
-  }
-}
-
-TEST_CASE("norms, gates and the correction bias may be of either precision") {
-  const ModelConfig config = Odd(DType::kBF16);
-  std::vector<FileTensor> tensors = FilesOf(config);
-  for (FileTensor& tensor : tensors) {
-    if (Mentions(tensor.name, "norm") || Mentions(tensor.name, ".gate.")) tensor.dtype = "F32";
-  }
-  CHECK(Validate(config, tensors).ok());
-}
-
-TEST_CASE("everything wrong with a checkpoint is listed at once") {
-  const ModelConfig config = Odd(DType::kF8E4M3);
-  std::vector<FileTensor> tensors = FilesOf(config);
-  const auto find = [&](const std::string& name) {
-    return std::find_if(tensors.begin(), tensors.end(),
-                        [&](const FileTensor& tensor) { return tensor.name == name; });
-  };
-  find("lm_head.weight")->shape = {102, 70};
-  find("model.layers.2.self_attn.o_proj.weight")->dtype = "BF16";
-  find("model.layers.2.self_attn.o_proj.weight_scale_inv")->shape = {5, 5};
-  find("model.layers.0.input_layernorm.weight")->dtype = "F16";
-  find("model.layers.0.post_attention_layernorm.weight")->shape = {70, 1};
-  tensors.erase(find("model.layers.1.mlp.gate.e_score_correction_bias"));
-  tensors.erase(find("model.layers.1.mlp.experts.11.down_proj.weight_scale_inv"));
-  tensors.push_back({"model.layers.0.self_attn.q_proj.weight", "BF16", {1}});
-  tensors.push_back({"model.layers.7.input_layernorm.weight", "BF16", {70}});
-  tensors.push_back({"model.layers.0.mlp.up_proj.bias", "BF16", {130}});
-  const Status status = Validate(config, tensors);
-  CHECK(status.code() == StatusCode::kFailedPrecondition);
-  for (const char* line :
-       {"(10 problems)", "misshaped: lm_head.weight is [102, 70], the config calls for [101, 70]",
-        "wrong dtype: model.layers.2.self_attn.o_proj.weight is BF16, the config calls for F8_E4M3",
-        "misshaped: model.layers.2.self_attn.o_proj.weight_scale_inv is [5, 5], the config calls for [5, 6]",
-        "wrong dtype: model.layers.0.input_layernorm.weight is F16, the config calls for BF16 or F32",
-        "misshaped: model.layers.0.post_attention_layernorm.weight is [70, 1]",
-        "missing: model.layers.1.mlp.gate.e_score_correction_bias [12]",
-        "missing: model.layers.1.mlp.experts.11.down_proj.weight_scale_inv [5, 1]",
-        "extra: model.layers.0.self_attn.q_proj.weight", "extra: model.layers.7.input_layernorm",
-        "extra: model.layers.0.mlp.up_proj.bias"}) {
-    INFO(status.message());
-    CHECK(Mentions(status.message(), line));
-  }
 }
 
 }  // namespace
