@@ -1,0 +1,167 @@
+#include <random>
+
+#include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/packed_weight.h"
+#include "tests/kernels/cpu/random_weight.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+
+namespace hadal {
+namespace {
+
+using testing::RandomFloats;
+using testing::RandomWeight;
+using testing::RelativeError;
+using testing::WeightShape;
+
+std::vector<float> RunMatMul(const PackedWeight& w, const std::vector<float>& x, int64_t x_stride,
+                             int m, CpuContext& context) {
+  std::vector<float> y(static_cast<size_t>(m * w.n));
+  MatMul({.x = x.data(), .x_stride = x_stride, .w = &w, .y = y.data(), .y_stride = w.n, .m = m},
+         context);
+  return y;
+}
+
+// x w^T in float64; with `rounded`, of activations rounded to bf16 first.
+template <typename At>
+std::vector<double> Reference(At at, int64_t n, int64_t k, const std::vector<float>& x,
+                              int64_t x_stride, int m, bool rounded) {
+  std::vector<double> y(static_cast<size_t>(m * n));
+  for (int64_t j = 0; j < n; ++j) {
+    for (int64_t i = 0; i < k; ++i) {
+      const double w = at(j, i);
+      for (int r = 0; r < m; ++r) {
+        const float v = x[static_cast<size_t>(r * x_stride + i)];
+        y[static_cast<size_t>(r * n + j)] += w * (rounded ? Bf16ToFloat(FloatToBf16(v)) : v);
+      }
+    }
+  }
+  return y;
+}
+
+void CheckShape(const WeightShape& shape, int m, ThreadPool& pool, std::mt19937_64& rng) {
+  CAPTURE(shape.n, shape.k, m, DTypeName(shape.dtype), shape.transposed, shape.row_offset,
+          shape.col_offset, shape.scale_block);
+  const RandomWeight weight(shape, rng);
+  const auto packed = PackCpuWeight({weight.source()}, pool);
+  const int64_t x_stride = shape.k + 3;
+  const std::vector<float> x = RandomFloats(m * x_stride, rng);
+  const auto at = [&](int64_t j, int64_t i) { return weight.At(j, i); };
+  const bool f32 = shape.dtype == DType::kF32;
+  const auto exact = Reference(at, shape.n, shape.k, x, x_stride, m, false);
+  const auto rounded = Reference(at, shape.n, shape.k, x, x_stride, m, !f32);
+  for (const CpuIsa isa : SupportedCpuIsas()) {
+    CAPTURE(CpuIsaName(isa));
+    CpuContext context(&pool, isa);
+    const std::vector<float> y = RunMatMul(*packed, x, x_stride, m, context);
+    CHECK(RelativeError(y, rounded) < 2e-6);
+    CHECK(RelativeError(y, exact) < (f32 ? 1e-5 : 4e-3));
+  }
+}
+
+TEST_CASE("matmul equals float64 on every instruction set, dtype and odd shape") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    for (const bool transposed : {false, true}) {
+      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{130, 67}, {16, 1}, {1, 300}, {33, 2},
+                                 {272, 128}, {67, 515}}) {
+        for (const int m : {1, 2, 5, 17, 130}) {
+          CheckShape({.n = n, .k = k, .dtype = dtype, .transposed = transposed}, m, pool, rng);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("matmul follows FP8 scale blocks that a slice cuts anywhere") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  std::uniform_int_distribution<int64_t> offset(0, 300), size(1, 400);
+  for (int i = 0; i < 30; ++i) {
+    const WeightShape shape{.n = size(rng), .k = size(rng), .dtype = DType::kF8E4M3,
+                            .transposed = i % 2 == 1, .row_offset = offset(rng),
+                            .col_offset = offset(rng), .scale_block = i % 3 == 0 ? 32 : 128};
+    CheckShape(shape, 1 + i % 20, pool, rng);
+  }
+}
+
+TEST_CASE("matmul of stacked sources is the stack of their matmuls") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const int64_t k = 200;
+    const RandomWeight a({.n = 37, .k = k, .dtype = dtype, .row_offset = 100, .col_offset = 65}, rng);
+    const RandomWeight b({.n = 50, .k = k, .dtype = dtype, .row_offset = 7, .col_offset = 65}, rng);
+    const auto packed = PackCpuWeight({a.source(), b.source()}, pool);
+    REQUIRE(packed->n == 87);
+    const int m = 3;
+    const std::vector<float> x = RandomFloats(m * k, rng);
+    const auto at = [&](int64_t j, int64_t i) { return j < 37 ? a.At(j, i) : b.At(j - 37, i); };
+    const auto expected = Reference(at, 87, k, x, k, m, dtype != DType::kF32);
+    for (const CpuIsa isa : SupportedCpuIsas()) {
+      CpuContext context(&pool, isa);
+      CHECK(RelativeError(RunMatMul(*packed, x, k, m, context), expected) < 2e-6);
+    }
+  }
+}
+
+TEST_CASE("every e4m3 code counts exactly") {
+  ThreadPool pool(1);
+  std::vector<uint8_t> codes(256);
+  for (int i = 0; i < 256; ++i) codes[static_cast<size_t>(i)] = static_cast<uint8_t>(i);
+  const std::vector<float> scale(2, 1.0f);
+  WeightSource source{.data = codes.data(), .dtype = DType::kF8E4M3, .n = 256, .k = 1,
+                      .row_stride = 1, .scale = scale.data(), .scale_stride = 1};
+  const auto packed = PackCpuWeight({source}, pool);
+  const std::vector<float> one = {1.0f};
+  for (const CpuIsa isa : SupportedCpuIsas()) {
+    CpuContext context(&pool, isa);
+    const std::vector<float> y = RunMatMul(*packed, one, 1, 1, context);
+    for (int i = 0; i < 256; ++i) {
+      const float expected = F8E4M3ToFloat(static_cast<uint8_t>(i));
+      const float actual = y[static_cast<size_t>(i)];
+      CAPTURE(CpuIsaName(isa), i, expected, actual);
+      CHECK((std::isnan(expected) ? std::isnan(actual) : actual == expected));
+    }
+  }
+}
+
+TEST_CASE("head matmul multiplies every head by its own matrix") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  const int heads = 3, m = 19;
+  const int64_t n = 130, k = 67, x_stride = heads * (k + 2) + 1, y_stride = heads * n + 4;
+  std::vector<RandomWeight> weights;
+  std::vector<std::unique_ptr<PackedWeight>> packed;
+  std::vector<const PackedWeight*> pointers;
+  for (int h = 0; h < heads; ++h) {
+    weights.emplace_back(WeightShape{.n = n, .k = k, .transposed = true, .row_offset = h * k}, rng);
+    packed.push_back(PackCpuWeight({weights.back().source()}, pool));
+    pointers.push_back(packed.back().get());
+  }
+  const std::vector<float> x = RandomFloats(m * x_stride, rng);
+  for (const CpuIsa isa : SupportedCpuIsas()) {
+    CpuContext context(&pool, isa);
+    std::vector<float> y(static_cast<size_t>(m * y_stride));
+    HeadMatMul({.x = x.data(), .x_stride = x_stride, .x_head_stride = k + 2, .w = pointers.data(),
+                .y = y.data(), .y_stride = y_stride, .y_head_stride = n, .m = m, .heads = heads},
+               context);
+    for (int h = 0; h < heads; ++h) {
+      std::vector<float> head_x, head_y;
+      for (int t = 0; t < m; ++t) {
+        const auto xs = x.begin() + t * x_stride + h * (k + 2);
+        head_x.insert(head_x.end(), xs, xs + k);
+        const auto ys = y.begin() + t * y_stride + h * n;
+        head_y.insert(head_y.end(), ys, ys + n);
+      }
+      const auto& weight = weights[static_cast<size_t>(h)];
+      const auto at = [&](int64_t j, int64_t i) { return weight.At(j, i); };
+      CHECK(RelativeError(head_y, Reference(at, n, k, head_x, k, m, true)) < 2e-6);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hadal
