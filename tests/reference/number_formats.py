@@ -54,19 +54,31 @@ def fp8_values(bits):
     return FP8_TABLE[bits]
 
 
-def quantise_fp8(x, block=128, power_of_two=False):
-    """(e4m3 bits, float32 scales [ceil(r/block), ceil(c/block)]) of a matrix: value = e4m3 * scale."""
+def quantise_fp8(x, block=128, power_of_two=False, stretches=(1.0,)):
+    """(e4m3 bits, float32 scales [ceil(r/block), ceil(c/block)]) of a matrix: value = e4m3 * scale.
+
+    A block's scale takes its largest element to 448; of several `stretches` of that scale, each block
+    gets the one with the least squared error.
+    """
     rows, cols = x.shape
     row_blocks, col_blocks = -(-rows // block), -(-cols // block)
     padded = np.zeros((row_blocks * block, col_blocks * block), np.float32)
     padded[:rows, :cols] = x
     tiles = padded.reshape(row_blocks, block, col_blocks, block)
     largest = np.maximum(np.abs(tiles).max(axis=(1, 3)), np.float32(1e-12))
-    scale = (largest / np.float32(FP8_MAX)).astype(np.float32)
+    tight = (largest / np.float32(FP8_MAX)).astype(np.float32)
     if power_of_two:
-        mantissa, exponent = np.frexp(scale)
-        scale = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
-    bits = fp8_bits(tiles / scale[:, None, :, None])
+        mantissa, exponent = np.frexp(tight)
+        tight = np.ldexp(np.float32(1), exponent - (mantissa == 0.5)).astype(np.float32)
+    bits, scale, least = np.zeros(tiles.shape, np.uint8), tight, np.inf
+    for stretch in stretches:
+        tried = tight * np.float32(stretch)
+        spread = tried[:, None, :, None]
+        codes = fp8_bits(tiles / spread)
+        error = np.square(fp8_values(codes) * spread - tiles).sum(axis=(1, 3))
+        better = error < least
+        bits = np.where(better[:, None, :, None], codes, bits)
+        scale, least = np.where(better, tried, scale), np.minimum(error, least)
     return np.ascontiguousarray(bits.reshape(padded.shape)[:rows, :cols]), scale
 
 
