@@ -1,0 +1,196 @@
+// hadal-model-bench: prefill and decode of one rank without server or network, against the ceilings
+// of this machine measured in the same run.
+#include <spdlog/spdlog.h>
+
+#include <CLI/CLI.hpp>
+#include <algorithm>
+#include <chrono>
+#include <cstdio>
+#include <nlohmann/json.hpp>
+#include <numeric>
+#include <random>
+
+#include "common/tensor_inventory.h"
+#include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/probes.h"
+#include "worker/model/model.h"
+#include "worker/model/step_cost.h"
+
+namespace hadal {
+namespace {
+
+struct BenchOptions {
+  std::string model_dir;
+  std::string isa;
+  int threads = 2;
+  std::vector<int> batches = {1, 4, 16};
+  std::vector<int> prompts = {512};
+  int context = 128;       // tokens in the cache when decoding starts
+  int decode_steps = 16;
+  int repeats = 3;         // the best of
+  bool json = false;
+};
+
+// One measured shape.
+struct Measurement {
+  std::string phase;
+  int sequences = 0;
+  int tokens_per_step = 0;
+  double seconds = 0;      // of one step, best of the repeats
+  StepCost cost;
+};
+
+class ModelBench {
+ public:
+  explicit ModelBench(BenchOptions options) : options_(std::move(options)) {}
+
+  Status Load() {
+    HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
+    HADAL_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(options_.model_dir));
+    HADAL_RETURN_IF_ERROR(ValidateCheckpoint(config_, *checkpoint));
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = options_.threads, .isa = options_.isa}));
+    const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
+    const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
+    blocks_per_sequence_ = (options_.context + options_.decode_steps * (options_.repeats + 1) +
+                            kBlockSize) / kBlockSize;
+    const ModelOptions model_options{
+        .kv_blocks = std::max(sequences * blocks_per_sequence_, prompt / kBlockSize + 1),
+        .max_step_tokens = std::max({prompt, options_.context, sequences}),
+        .max_step_logits = sequences};
+    const CommGroup comm{MakeSelfCommunicator(), MakeSelfCommunicator()};
+    HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, Layout{}, *checkpoint, backend_.get(), comm,
+                                               model_options, nullptr));
+    logits_.resize(static_cast<size_t>(sequences) * config_.vocab_size);
+    return OkStatus();
+  }
+
+  std::vector<Measurement> Run() {
+    std::vector<Measurement> results;
+    for (int prompt : options_.prompts) results.push_back(Prefill(prompt));
+    for (int batch : options_.batches) results.push_back(Decode(batch));
+    return results;
+  }
+
+  const Backend& backend() const { return *backend_; }
+
+ private:
+  void Append(int sequence, int start, int count, RowKind kind, Batch* batch) {
+    const auto first = static_cast<int32_t>(batch->tokens.size());
+    std::uniform_int_distribution<int32_t> token(0, static_cast<int32_t>(config_.vocab_size) - 1);
+    for (int i = 0; i < count; ++i) {
+      batch->tokens.push_back(token(rng_));
+      batch->positions.push_back(start + i);
+    }
+    batch->rows.push_back({.first_token = first, .num_tokens = count, .start_pos = start, .kind = kind,
+                           .blocks = tables_.data() + sequence * blocks_per_sequence_});
+    batch->logit_tokens.push_back(first + count - 1);
+  }
+
+  double Step(const Batch& batch) {
+    const auto start = std::chrono::steady_clock::now();
+    model_->Forward(batch);
+    model_->Logits(0, static_cast<int>(batch.logit_tokens.size()), logits_.data());
+    return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  }
+
+  Measurement Prefill(int tokens) {
+    tables_.resize(tokens / kBlockSize + 1);
+    std::iota(tables_.begin(), tables_.end(), 0);
+    Batch batch;
+    Append(0, 0, tokens, RowKind::kPrefill, &batch);
+    double best = 1e30;
+    for (int i = 0; i <= options_.repeats; ++i) best = std::min(best, Step(batch));
+    StepShape shape;
+    shape.prefill.push_back({.start_pos = 0, .num_tokens = tokens});
+    return {"prefill", 1, tokens, best, CountStep(config_, Layout{}, *backend_, shape)};
+  }
+
+  // A decode step's time is the mean over decode_steps; the best mean counts.
+  Measurement Decode(int sequences) {
+    tables_.resize(sequences * blocks_per_sequence_);
+    std::iota(tables_.begin(), tables_.end(), 0);
+    for (int s = 0; s < sequences; ++s) {
+      Batch batch;
+      Append(s, 0, options_.context, RowKind::kPrefill, &batch);
+      model_->Forward(batch);
+    }
+    double best = 1e30;
+    int position = options_.context;
+    for (int i = 0; i <= options_.repeats; ++i) {
+      double sum = 0;
+      for (int step = 0; step < options_.decode_steps; ++step, ++position) {
+        Batch batch;
+        for (int s = 0; s < sequences; ++s) Append(s, position, 1, RowKind::kDecode, &batch);
+        sum += Step(batch);
+      }
+      best = std::min(best, sum / options_.decode_steps);
+    }
+    StepShape shape;
+    shape.decode_contexts.assign(sequences, position);
+    return {"decode", sequences, sequences, best, CountStep(config_, Layout{}, *backend_, shape)};
+  }
+
+  BenchOptions options_;
+  ModelConfig config_;
+  std::unique_ptr<Backend> backend_;
+  std::unique_ptr<Model> model_;
+  int blocks_per_sequence_ = 0;
+  std::vector<int32_t> tables_;
+  std::vector<float> logits_;
+  std::mt19937 rng_{1};
+};
+
+void Print(const std::vector<Measurement>& results, const BenchOptions& options, const Backend& backend) {
+  const double bandwidth = ReadBandwidthGBs(options.threads);
+  const double gflops = MatMulCeilingGflops(options.threads, SupportedCpuIsas().back());
+  nlohmann::json out = {{"backend", backend.name()}, {"threads", options.threads},
+                        {"read_GBs", bandwidth}, {"matmul_GFLOPs", gflops}, {"results", {}}};
+  if (!options.json) {
+    fmt::print("{}\nread bandwidth {:.1f} GB/s, matmul ceiling {:.0f} GFLOP/s\n\n", backend.name(),
+               bandwidth, gflops);
+    fmt::print("{:<8} {:>5} {:>7} {:>9} {:>9} {:>8} {:>9} {:>8} {:>8}\n", "phase", "seqs", "tokens",
+               "ms", "tok/s", "GB/s", "GFLOP/s", "% read", "% flops");
+  }
+  for (const Measurement& m : results) {
+    const double gbs = m.cost.bytes / m.seconds / 1e9;
+    const double rate = m.cost.flops / m.seconds / 1e9;
+    if (!options.json) {
+      fmt::print("{:<8} {:>5} {:>7} {:>9.2f} {:>9.1f} {:>8.1f} {:>9.1f} {:>8.1f} {:>8.1f}\n", m.phase,
+                 m.sequences, m.tokens_per_step, m.seconds * 1e3, m.tokens_per_step / m.seconds, gbs,
+                 rate, 100 * gbs / bandwidth, 100 * rate / gflops);
+    }
+    out["results"].push_back({{"phase", m.phase}, {"sequences", m.sequences},
+                              {"tokens", m.tokens_per_step}, {"ms", m.seconds * 1e3},
+                              {"tokens_per_s", m.tokens_per_step / m.seconds}, {"GBs", gbs},
+                              {"GFLOPs", rate}, {"percent_read", 100 * gbs / bandwidth},
+                              {"percent_matmul", 100 * rate / gflops}});
+  }
+  if (options.json) fmt::print("{}\n", out.dump());
+}
+
+}  // namespace
+}  // namespace hadal
+
+int main(int argc, char** argv) {
+  hadal::BenchOptions options;
+  CLI::App app("Times prefill and decode steps of one rank, in percent of this machine's read bandwidth "
+               "and matrix-product rate, both measured in the same run.", "hadal-model-bench");
+  app.add_option("--model", options.model_dir, "Hugging Face model directory")->required();
+  app.add_option("--threads", options.threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
+  app.add_option("--cpu-isa", options.isa, "instruction set (default: the best of this machine)");
+  app.add_option("--batch", options.batches, "decode batch sizes")->check(CLI::Range(1, 4096))->capture_default_str();
+  app.add_option("--prompt", options.prompts, "prefill lengths")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--context", options.context, "tokens before decoding")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--steps", options.decode_steps, "decode steps per repeat")->check(CLI::Range(1, 4096))->capture_default_str();
+  app.add_option("--repeats", options.repeats, "the best of this many counts")->check(CLI::Range(1, 100))->capture_default_str();
+  app.add_flag("--json", options.json, "one JSON object");
+  CLI11_PARSE(app, argc, argv);
+  hadal::ModelBench bench(options);
+  if (hadal::Status status = bench.Load(); !status.ok()) {
+    fmt::print(stderr, "hadal-model-bench: {}\n", status.message());
+    return 1;
+  }
+  const auto results = bench.Run();
+  hadal::Print(results, options, bench.backend());
+  return 0;
+}
