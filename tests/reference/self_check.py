@@ -7,12 +7,12 @@ import unittest
 
 import numpy as np
 
-from reference import make_cases, number_formats
+from reference import make_cases, number_formats, random_checkpoint
 from reference.model import BF16, EXACT, SINGLE, Model, route
 from reference.model_config import ModelConfig
 from reference.shapes import SHAPES
 
-_SEED = int(np.random.SeedSequence().entropy % 2**32)
+_SEED = random_checkpoint.fresh_seed()
 
 # theta_i of base 1e4, factor 40, length 4096, 64 dimensions.
 _DEEPSEEK_THETA = [
@@ -170,5 +170,5 @@ class ModelTest(unittest.TestCase):
 
 
 if __name__ == "__main__":
-    print(f"seed {_SEED}")
+    print(f"HADAL_TEST_SEED={_SEED}", flush=True)
     unittest.main()
