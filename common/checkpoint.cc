@@ -1,8 +1,7 @@
 #include <algorithm>
 #include <filesystem>
-#include <set>
-
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "common/file.h"
 #include "common/safetensors.h"
@@ -17,7 +16,7 @@ constexpr uint64_t kMaxIndexBytes = 64 << 20;
 constexpr const char* kIndexName = "model.safetensors.index.json";
 
 struct FileList {
-  std::vector<std::string> names;                // without directory, sorted
+  std::vector<std::string> names;                 // without directory, sorted
   std::map<std::string, std::string> weight_map;  // tensor -> file; empty without an index
 };
 

@@ -16,7 +16,8 @@ bool IsMtpTensor(const ModelConfig& config, std::string_view name) {
   int64_t layer = -1;
   const auto [end, error] = std::from_chars(name.data(), name.data() + name.size(), layer);
   return error == std::errc() && end != name.data() + name.size() && *end == '.' &&
-         layer >= config.n_layers && layer < config.n_layers + std::max<int64_t>(1, config.n_mtp_layers);
+         layer >= config.n_layers &&
+         layer < config.n_layers + std::max<int64_t>(1, config.n_mtp_layers);
 }
 
 bool IsKnownExtra(const ModelConfig& config, std::string_view name) {

@@ -1,7 +1,6 @@
 #include "common/model_config.h"
 
 #include <array>
-
 #include <nlohmann/json.hpp>
 
 #include "common/config_reader.h"
@@ -50,10 +49,10 @@ void CheckRouting(const ModelConfig& config, const ConfigNames& names, ConfigRea
   }
   const int64_t group_size = config.n_routed_experts / config.n_expert_groups;
   if (config.n_activated_experts > group_size * config.n_limited_groups) {
-    reader->Problem(active, fmt::format("{} is more than the {} experts of {} groups",
-                                        config.n_activated_experts,
-                                        group_size * config.n_limited_groups,
-                                        config.n_limited_groups));
+    reader->Problem(
+        active,
+        fmt::format("{} is more than the {} experts of {} groups", config.n_activated_experts,
+                    group_size * config.n_limited_groups, config.n_limited_groups));
   }
   if (config.topk_method == TopkMethod::kNoAuxTc && group_size < 2) {
     reader->Problem(groups, "noaux_tc ranks groups by their two best experts, but a group has one");
@@ -71,20 +70,22 @@ void CheckShape(const ModelConfig& config, const ConfigNames& names, ConfigReade
                                        config.n_layers));
   }
   if (reader->Good({rope}) && config.qk_rope_head_dim % 2 != 0) {
-    reader->Problem(rope, fmt::format("{} is odd; rotation works on pairs", config.qk_rope_head_dim));
+    reader->Problem(rope,
+                    fmt::format("{} is odd; rotation works on pairs", config.qk_rope_head_dim));
   }
   if (reader->Good({layers, experts}) &&
       config.n_layers * config.n_routed_experts > kMaxExpertsInAllLayers) {
-    reader->Problem(experts, fmt::format("{} layers of {} experts are more than {} experts in all",
-                                         config.n_layers, config.n_routed_experts,
-                                         kMaxExpertsInAllLayers));
+    reader->Problem(experts,
+                    fmt::format("{} layers of {} experts are more than {} experts in all",
+                                config.n_layers, config.n_routed_experts, kMaxExpertsInAllLayers));
   }
   CheckRouting(config, names, reader);
 }
 
 Status Refusal(const std::vector<std::string>& problems) {
-  std::string text = fmt::format("the model's configuration cannot be used ({} problem{}):",
-                                 problems.size(), problems.size() == 1 ? "" : "s");
+  std::string text =
+      fmt::format("the model's configuration cannot be used ({} problem{}):", problems.size(),
+                  problems.size() == 1 ? "" : "s");
   for (const std::string& problem : problems) text += "\n  " + problem;
   return {StatusCode::kInvalidArgument, std::move(text)};
 }

@@ -25,7 +25,8 @@ std::vector<float> ModelConfig::RopeFrequencies() const {
   if (yarn) {
     // The pair that turns n times over the original context.
     const auto pair_of = [&](double n) {
-      return width * std::log(static_cast<double>(yarn->original_seq_len) / (2 * std::numbers::pi * n)) /
+      return width *
+             std::log(static_cast<double>(yarn->original_seq_len) / (2 * std::numbers::pi * n)) /
              (2 * std::log(base));
     };
     low = std::max(std::floor(pair_of(yarn->beta_fast)), 0.0);

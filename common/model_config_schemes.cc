@@ -2,9 +2,8 @@
 
 #include <algorithm>
 #include <array>
-#include <set>
-
 #include <nlohmann/json.hpp>
+#include <set>
 
 #include "common/utf8.h"
 
@@ -67,11 +66,11 @@ void ReadBetas(ConfigReader* reader, YarnConfig* yarn) {
 
 void RefuseUnknownKeys(ConfigReader* reader, const json& config) {
   static const std::set<std::string> kOthers = {
-      "architecture", "beta_fast",      "beta_slow",       "bos_id",       "dtype",
-      "eos_ids",      "latent_norm_eps", "max_batch_size", "model_type",   "mscale",
-      "n_mtp_layers", "norm_eps",       "norm_topk_prob",  "original_seq_len",
-      "rope_factor",  "rope_theta",     "route_scale",     "scale_block",  "scale_fmt",
-      "score_func",   "topk_method"};
+      "architecture", "beta_fast",       "beta_slow",      "bos_id",           "dtype",
+      "eos_ids",      "latent_norm_eps", "max_batch_size", "model_type",       "mscale",
+      "n_mtp_layers", "norm_eps",        "norm_topk_prob", "original_seq_len", "rope_factor",
+      "rope_theta",   "route_scale",     "scale_block",    "scale_fmt",        "score_func",
+      "topk_method"};
   for (auto it = config.begin(); it != config.end(); ++it) {
     const bool known =
         kOthers.count(it.key()) != 0 ||
@@ -83,11 +82,12 @@ void RefuseUnknownKeys(ConfigReader* reader, const json& config) {
   }
 }
 
-// An explicit name must be one of the family's; without one the gate decides, as only V3 has a bias.
+// An explicit name must be one of the family's; without one the gate decides, as only V3 has a
+// bias.
 void ReadReferenceArchitecture(ConfigReader* reader, ModelConfig* out) {
   const bool v3 = out->has_gate_bias();
-  out->architecture = reader->OneOf<std::string>("architecture", {{kV2, kV2}, {kV3, kV3}},
-                                                 v3 ? kV3 : kV2);
+  out->architecture =
+      reader->OneOf<std::string>("architecture", {{kV2, kV2}, {kV3, kV3}}, v3 ? kV3 : kV2);
   out->model_type = reader->OneOf<std::string>(
       "model_type",
       {{"deepseek_v2", "deepseek_v2"}, {"deepseek_v3", "deepseek_v3"}, {"kimi_k2", "kimi_k2"}},
@@ -109,8 +109,8 @@ bool ReadHuggingFaceArchitecture(ConfigReader* reader, std::vector<std::string>*
     if (name == kV2 || name == kV3) {
       out->architecture = name;
     } else {
-      reader->Problem("architectures", fmt::format("{} is not supported; {}", DisplayJson(*value),
-                                                   kSupported));
+      reader->Problem("architectures",
+                      fmt::format("{} is not supported; {}", DisplayJson(*value), kSupported));
     }
   }
   if (const json* value = reader->Find("model_type")) {
@@ -147,15 +147,15 @@ void ReadQuantization(ConfigReader* reader, std::vector<std::string>* problems, 
     out->scale_fmt = quant.OneOf<std::string>("scale_fmt", kScaleFormats);
   }
   const json* block = quant.Find("weight_block_size");
-  const bool square = block != nullptr && block->is_array() && block->size() == 2 &&
-                      block->at(0) == block->at(1);
+  const bool square =
+      block != nullptr && block->is_array() && block->size() == 2 && block->at(0) == block->at(1);
   if (!square) {
     quant.Problem("weight_block_size", "must be a square block, as [128, 128]");
     return;
   }
   const json side = {{"weight_block_size", block->at(0)}};
-  out->scale_block = ConfigReader(side, "quantization_config.", problems)
-                         .Int("weight_block_size", 1, 4096);
+  out->scale_block =
+      ConfigReader(side, "quantization_config.", problems).Int("weight_block_size", 1, 4096);
 }
 
 // `rope` is rope_scaling or rope_parameters. The rotated vectors themselves are never scaled, so
@@ -190,10 +190,9 @@ void ReadRope(ConfigReader* reader, std::vector<std::string>* problems, ModelCon
       has_theta = true;
     }
     const char* type_key = rope.Has("rope_type") ? "rope_type" : "type";
-    const bool yarn =
-        rope.OneOf<bool>(type_key, {{"yarn", true}, {"default", false}},
-                         std::string_view(key) == "rope_parameters" ? std::optional(false)
-                                                                    : std::nullopt);
+    const bool yarn = rope.OneOf<bool>(
+        type_key, {{"yarn", true}, {"default", false}},
+        std::string_view(key) == "rope_parameters" ? std::optional(false) : std::nullopt);
     if (yarn && !out->yarn) ReadYarn(&rope, out);
   }
   if (!has_theta) reader->Problem("rope_theta", "missing; set it to the base of the rotary angles");
@@ -270,10 +269,10 @@ bool ParseHuggingFaceScheme(ConfigReader* reader, std::vector<std::string>* prob
   }
   out->n_mtp_layers = reader->Int("num_nextn_predict_layers", 0, 64, 0);
   const bool v3 = out->architecture == kV3;
-  out->score_func = reader->OneOf(
-      "scoring_func", kScoreFuncs, std::optional(v3 ? ScoreFunc::kSigmoid : ScoreFunc::kSoftmax));
-  out->topk_method = reader->OneOf(
-      "topk_method", kTopkMethods, std::optional(v3 ? TopkMethod::kNoAuxTc : TopkMethod::kGreedy));
+  out->score_func = reader->OneOf("scoring_func", kScoreFuncs,
+                                  std::optional(v3 ? ScoreFunc::kSigmoid : ScoreFunc::kSoftmax));
+  out->topk_method = reader->OneOf("topk_method", kTopkMethods,
+                                   std::optional(v3 ? TopkMethod::kNoAuxTc : TopkMethod::kGreedy));
   out->norm_topk_prob = reader->Bool("norm_topk_prob", v3);
   out->route_scale = RouteScale(reader, "routed_scaling_factor", std::nullopt);
   out->norm_eps = NormEps(reader, "rms_norm_eps", 1e-6);

@@ -1,10 +1,9 @@
 #pragma once
 
+#include <nlohmann/json_fwd.hpp>
 #include <span>
 #include <string>
 #include <vector>
-
-#include <nlohmann/json_fwd.hpp>
 
 #include "common/config_reader.h"
 #include "common/model_config.h"
@@ -19,7 +18,8 @@ struct ShapeField {
   const char* hugging_face;
   int64_t low;
   int64_t high;
-  // Hugging Face writes null where there is none of this; the value that then applies. -1: never null.
+  // Hugging Face writes null where there is none of this; the value that then applies. -1: never
+  // null.
   int64_t null_value = -1;
 };
 std::span<const ShapeField> ShapeFields();

@@ -53,19 +53,20 @@ Status ValidateLayout(const ModelConfig& config, const Layout& layout) {
                          config.n_heads);
   }
   if (HasExperts(config) && config.n_routed_experts % world != 0) {
-    reason += fmt::format("{}{} ranks do not divide {} routed experts", reason.empty() ? "" : " and ",
-                          world, config.n_routed_experts);
+    reason += fmt::format("{}{} ranks do not divide {} routed experts",
+                          reason.empty() ? "" : " and ", world, config.n_routed_experts);
   }
   const std::string layouts = LayoutsOf(config, world);
   if (!layouts.empty()) {
-    return InvalidArgument("layout {} x {}: {}; legal layouts (tensor-parallel x data-parallel) of "
-                           "{} ranks: {}",
-                           layout.tensor_parallel, layout.data_parallel, reason, world, layouts);
+    return InvalidArgument(
+        "layout {} x {}: {}; legal layouts (tensor-parallel x data-parallel) of "
+        "{} ranks: {}",
+        layout.tensor_parallel, layout.data_parallel, reason, world, layouts);
   }
-  return InvalidArgument("layout {} x {}: {}; no layout of {} ranks is legal; legal numbers of "
-                         "ranks: {}",
-                         layout.tensor_parallel, layout.data_parallel, reason, world,
-                         LegalWorlds(config));
+  return InvalidArgument(
+      "layout {} x {}: {}; no layout of {} ranks is legal; legal numbers of "
+      "ranks: {}",
+      layout.tensor_parallel, layout.data_parallel, reason, world, LegalWorlds(config));
 }
 
 }  // namespace hadal

@@ -59,9 +59,10 @@ StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::stri
   file->map_bytes_ = size;
   const uint64_t header_bytes = LittleEndian64(file->map_);
   if (header_bytes > kMaxHeaderBytes || header_bytes > size - kLengthBytes) {
-    return DataLoss("{}: the header claims {} bytes, but the file holds {}; it is no safetensors "
-                    "file or it is truncated",
-                    path, header_bytes, size);
+    return DataLoss(
+        "{}: the header claims {} bytes, but the file holds {}; it is no safetensors "
+        "file or it is truncated",
+        path, header_bytes, size);
   }
   file->data_offset_ = kLengthBytes + header_bytes;
   const std::string_view header(reinterpret_cast<const char*>(file->map_) + kLengthBytes,

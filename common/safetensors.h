@@ -19,10 +19,10 @@ namespace hadal {
 // no overlap with another tensor.
 struct TensorInfo {
   std::string name;
-  std::string dtype_name;          // as written: "BF16", "F8_E4M3", "I64", ...
-  std::optional<DType> dtype;      // unset: a type that Hadal has no use for
+  std::string dtype_name;      // as written: "BF16", "F8_E4M3", "I64", ...
+  std::optional<DType> dtype;  // unset: a type that Hadal has no use for
   std::vector<int64_t> shape;
-  uint64_t begin = 0;              // from the start of the file's data section
+  uint64_t begin = 0;  // from the start of the file's data section
   uint64_t end = 0;
 };
 
@@ -65,7 +65,8 @@ StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir)
 // model.safetensors.index.json, or, without an index, every *.safetensors.
 class Checkpoint {
  public:
-  // Errors name the file; a tensor in two files, or an index entry without its tensor, is DATA_LOSS.
+  // Errors name the file; a tensor in two files, or an index entry without its tensor, is
+  // DATA_LOSS.
   static StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& model_dir);
 
   struct Entry {

@@ -1,10 +1,9 @@
 #include <algorithm>
 #include <limits>
 #include <map>
+#include <nlohmann/json.hpp>
 #include <set>
 #include <utility>
-
-#include <nlohmann/json.hpp>
 
 #include "common/safetensors.h"
 #include "common/utf8.h"
@@ -16,10 +15,10 @@ using nlohmann::json;
 // Bits of one element of every type the format knows.
 const std::map<std::string_view, int>& ElementBits() {
   static const std::map<std::string_view, int> kBits = {
-      {"BOOL", 8},    {"U8", 8},       {"I8", 8},      {"F8_E4M3", 8}, {"F8_E5M2", 8},
-      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16}, {"U16", 16},
-      {"F16", 16},    {"BF16", 16},    {"I32", 32},    {"U32", 32},    {"F32", 32},
-      {"I64", 64},    {"U64", 64},     {"F64", 64},    {"C64", 64},    {"F4", 4},
+      {"BOOL", 8},    {"U8", 8},          {"I8", 8},          {"F8_E4M3", 8}, {"F8_E5M2", 8},
+      {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},
+      {"F16", 16},    {"BF16", 16},       {"I32", 32},        {"U32", 32},    {"F32", 32},
+      {"I64", 64},    {"U64", 64},        {"F64", 64},        {"C64", 64},    {"F4", 4},
       {"F6_E2M3", 6}, {"F6_E3M2", 6}};
   return kBits;
 }
@@ -166,9 +165,10 @@ Status CheckTensor(const TensorInfo& tensor, uint64_t data_bytes) {
                            tensor.end);
   }
   if (tensor.end > data_bytes) {
-    return InvalidArgument("tensor \"{}\" ends at byte {} of the data, but the file holds {}; it "
-                           "may be truncated, copy or download it again",
-                           name, tensor.end, data_bytes);
+    return InvalidArgument(
+        "tensor \"{}\" ends at byte {} of the data, but the file holds {}; it "
+        "may be truncated, copy or download it again",
+        name, tensor.end, data_bytes);
   }
   const std::optional<uint64_t> bytes = ByteCount(tensor);
   if (!bytes || *bytes != tensor.end - tensor.begin) {
@@ -190,9 +190,10 @@ Status CheckCoverage(const std::vector<TensorInfo>& tensors, uint64_t data_bytes
   uint64_t at = 0;
   for (const TensorInfo* tensor : order) {
     if (tensor->begin != at) {
-      return InvalidArgument("tensor \"{}\" begins at byte {}, but the bytes before it end at {}: {}",
-                             DisplayText(tensor->name, 200), tensor->begin, at,
-                             tensor->begin < at ? "tensors overlap" : "a hole");
+      return InvalidArgument(
+          "tensor \"{}\" begins at byte {}, but the bytes before it end at {}: {}",
+          DisplayText(tensor->name, 200), tensor->begin, at,
+          tensor->begin < at ? "tensors overlap" : "a hole");
     }
     at = tensor->end;
   }

@@ -61,7 +61,8 @@ class Inventory {
     Matrix(attention + "kv_a_proj_with_mqa", config_.latent_dim(), config_.dim, Split::kReplicate);
     Small(attention + "kv_a_layernorm.weight", {latent});
     Matrix(attention + "kv_b_proj",
-           config_.n_heads * (config_.qk_nope_head_dim + config_.v_head_dim), latent, Split::kHeads);
+           config_.n_heads * (config_.qk_nope_head_dim + config_.v_head_dim), latent,
+           Split::kHeads);
     Matrix(attention + "o_proj", config_.dim, config_.n_heads * config_.v_head_dim,
            Split::kHeadColumns);
   }
@@ -139,11 +140,20 @@ TensorSlice SliceForRank(const ModelConfig& config, const ExpectedTensor& tensor
   const int parts = layout.tensor_parallel;
   TensorSlice slice{{0, n}, {0, m}};
   switch (tensor.split) {
-    case Split::kReplicate: break;
-    case Split::kRows: slice.rows = SplitRange(n, parts, layout.tp_rank()); break;
-    case Split::kColumns: slice.columns = SplitRange(m, parts, layout.tp_rank()); break;
-    case Split::kHeads: slice.rows = HeadRange(config, n, layout); break;
-    case Split::kHeadColumns: slice.columns = HeadRange(config, m, layout); break;
+    case Split::kReplicate:
+      break;
+    case Split::kRows:
+      slice.rows = SplitRange(n, parts, layout.tp_rank());
+      break;
+    case Split::kColumns:
+      slice.columns = SplitRange(m, parts, layout.tp_rank());
+      break;
+    case Split::kHeads:
+      slice.rows = HeadRange(config, n, layout);
+      break;
+    case Split::kHeadColumns:
+      slice.columns = HeadRange(config, m, layout);
+      break;
     case Split::kExpert: {
       const Range own = SplitRange(config.n_routed_experts, layout.world(), layout.rank);
       if (!own.Contains(tensor.expert)) slice = {{0, 0}, {0, 0}};

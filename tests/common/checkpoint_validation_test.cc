@@ -77,8 +77,10 @@ TEST_CASE("everything wrong with a checkpoint is listed at once") {
   for (const char* line :
        {"(10 problems)", "misshaped: lm_head.weight is [102, 70], the config calls for [101, 70]",
         "wrong dtype: model.layers.2.self_attn.o_proj.weight is BF16, the config calls for F8_E4M3",
-        "misshaped: model.layers.2.self_attn.o_proj.weight_scale_inv is [5, 5], the config calls for [5, 6]",
-        "wrong dtype: model.layers.0.input_layernorm.weight is F16, the config calls for BF16 or F32",
+        "misshaped: model.layers.2.self_attn.o_proj.weight_scale_inv is [5, 5], the config calls "
+        "for [5, 6]",
+        "wrong dtype: model.layers.0.input_layernorm.weight is F16, the config calls for BF16 or "
+        "F32",
         "misshaped: model.layers.0.post_attention_layernorm.weight is [70, 1]",
         "missing: model.layers.1.mlp.gate.e_score_correction_bias [12]",
         "missing: model.layers.1.mlp.experts.11.down_proj.weight_scale_inv [5, 1]",

@@ -22,7 +22,8 @@ TEST_CASE("float to bf16 rounds to the nearest, ties to even") {
     const auto below = static_cast<bf16_t>(std::bit_cast<uint32_t>(x) >> 16);  // towards zero
     const double low = Bf16ToFloat(below);
     const bool overflow = (below & 0x7fff) == 0x7f7f;  // the next step is infinity, worth 2^128
-    const double high = overflow ? std::copysign(0x1p128, x) : Bf16ToFloat(static_cast<bf16_t>(below + 1));
+    const double high =
+        overflow ? std::copysign(0x1p128, x) : Bf16ToFloat(static_cast<bf16_t>(below + 1));
     const double middle = (low + high) / 2;
     const bool up = std::isinf(x) ? false
                     : std::abs(double{x}) == std::abs(middle)
@@ -30,8 +31,8 @@ TEST_CASE("float to bf16 rounds to the nearest, ties to even") {
                         : std::abs(double{x}) > std::abs(middle);
     REQUIRE(rounded == static_cast<bf16_t>(below + (up ? 1 : 0)));
   }
-  CHECK(FloatToBf16(1.00390625f) == 0x3f80);            // a tie, down to even
-  CHECK(FloatToBf16(1.01171875f) == 0x3f82);            // a tie, up to even
+  CHECK(FloatToBf16(1.00390625f) == 0x3f80);  // a tie, down to even
+  CHECK(FloatToBf16(1.01171875f) == 0x3f82);  // a tie, up to even
   CHECK(Bf16ToFloat(FloatToBf16(std::numeric_limits<float>::max())) ==
         std::numeric_limits<float>::infinity());
 }
@@ -45,8 +46,8 @@ TEST_CASE("all 256 values of e4m3") {
       CHECK(std::isnan(value));
       continue;
     }
-    const double magnitude = exponent == 0 ? std::ldexp(mantissa, -9)
-                                           : std::ldexp(8 + mantissa, exponent - 10);
+    const double magnitude =
+        exponent == 0 ? std::ldexp(mantissa, -9) : std::ldexp(8 + mantissa, exponent - 10);
     CHECK(value == (code < 128 ? magnitude : -magnitude));
     CHECK(std::signbit(value) == (code >= 128));
   }

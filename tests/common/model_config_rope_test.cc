@@ -1,5 +1,4 @@
 #include <cmath>
-
 #include <nlohmann/json.hpp>
 
 #include "common/model_config.h"
@@ -18,13 +17,38 @@ ModelConfig Parsed(const json& config) {
 ModelConfig Released(const std::string& name) { return Parsed(testing::HfConfig(name)); }
 
 TEST_CASE("rotation speeds and softmax scale") {
-  const std::vector<double> appendix = {
-      1,            0.74989421,   0.56234133,   0.4216965,    0.31622777,   0.23713737,
-      0.17782794,   0.13335214,   0.1,          0.074989421,  0.056234133,  0.039006927,
-      0.02687936,   0.018378146,  0.012447956,  0.008334509,  0.0055,       0.0035619975,
-      0.0022493653, 0.0013705136, 7.9056942e-4, 4.149904e-4,  1.7782794e-4, 3.3338036e-5,
-      2.5e-5,       1.8747355e-5, 1.4058533e-5, 1.0542413e-5, 7.9056942e-6, 5.9284343e-6,
-      4.4456985e-6, 3.3338036e-6};
+  const std::vector<double> appendix = {1,
+                                        0.74989421,
+                                        0.56234133,
+                                        0.4216965,
+                                        0.31622777,
+                                        0.23713737,
+                                        0.17782794,
+                                        0.13335214,
+                                        0.1,
+                                        0.074989421,
+                                        0.056234133,
+                                        0.039006927,
+                                        0.02687936,
+                                        0.018378146,
+                                        0.012447956,
+                                        0.008334509,
+                                        0.0055,
+                                        0.0035619975,
+                                        0.0022493653,
+                                        0.0013705136,
+                                        7.9056942e-4,
+                                        4.149904e-4,
+                                        1.7782794e-4,
+                                        3.3338036e-5,
+                                        2.5e-5,
+                                        1.8747355e-5,
+                                        1.4058533e-5,
+                                        1.0542413e-5,
+                                        7.9056942e-6,
+                                        5.9284343e-6,
+                                        4.4456985e-6,
+                                        3.3338036e-6};
   const std::vector<float> theta = Released("v3").RopeFrequencies();
   REQUIRE(theta.size() == appendix.size());
   for (size_t i = 0; i < theta.size(); ++i) CHECK(theta[i] == Approx(appendix[i]).epsilon(1e-6));

@@ -4,7 +4,8 @@
 
 namespace hadal::testing {
 
-// Small and awkward: 12 heads, MLPs and a vocabulary that no number of ranks divides, ragged scales.
+// Small and awkward: 12 heads, MLPs and a vocabulary that no number of ranks divides, ragged
+// scales.
 inline ModelConfig OddConfig(DType dtype) {
   ModelConfig config;
   config.dtype = dtype;

@@ -2,9 +2,8 @@
 
 #include <cstring>
 #include <filesystem>
-#include <random>
-
 #include <nlohmann/json.hpp>
+#include <random>
 
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
@@ -42,72 +41,80 @@ TEST_CASE("a header's tensors") {
   CHECK(ParseSafetensorsHeader("{}", 0).ok());
 }
 
+struct Case {
+  std::string header;
+  uint64_t data_bytes;
+  std::string reason;
+};
+
+std::string Entry(const std::string& name, const std::string& body) {
+  return "\"" + name + "\":{" + body + "}";
+}
+
+const std::string kFour = R"("dtype":"F32","shape":[1],"data_offsets":[0,4])";
+const std::string kEight = R"("dtype":"F32","shape":[1],"data_offsets":[4,8])";
+const std::vector<Case> kHostile = {
+    {"", 0, "does not begin"},
+    {"[]", 0, "does not begin"},
+    {" {}", 0, "does not begin"},
+    {"{", 0, "not valid JSON"},
+    {"{}x", 0, "not valid JSON"},
+    {std::string("{}\0x", 4), 0, "zero byte"},
+    {"{\"a\xff\":{}}", 0, "not valid JSON in UTF-8"},
+    {"{\"\xed\xa0\x80\":{}}", 0, "not valid JSON in UTF-8"},
+    {"{\"a\":1}", 0, "not allowed"},
+    {"{\"a\":[]}", 0, "not allowed"},
+    {"{\"a\":null}", 0, "not allowed"},
+    {"{" + Entry("a", "") + "}", 0, "needs dtype, shape and data_offsets"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1])") + "}", 4, "needs dtype"},
+    {"{" + Entry("a", kFour) + "," + Entry("a", kEight) + "}", 8, "stands twice"},
+    {"{" + Entry("a", R"("dtype":"F32",)" + kFour) + "}", 4, "\"dtype\" stands twice"},
+    {"{" + Entry("a", R"("x":1,)" + kFour) + "}", 4, "unknown field \"x\""},
+    {"{" + Entry("a", R"("dtype":"Q7","shape":[1],"data_offsets":[0,4])") + "}", 4, "\"Q7\""},
+    {"{" + Entry("a", R"("dtype":7,"shape":[1],"data_offsets":[0,4])") + "}", 4, "not allowed"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])") + "}", 4, "negative"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1.0],"data_offsets":[0,4])") + "}", 4, "fraction"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[[1]],"data_offsets":[0,4])") + "}", 4, "a list"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[{}],"data_offsets":[0,4])") + "}", 4, "an object"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":["1"],"data_offsets":[0,4])") + "}", 4, "a string"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":1,"data_offsets":[0,4])") + "}", 4, "the number 1"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[0])") + "}", 4, "two numbers"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[0,4,8])") + "}", 8,
+     "two numbers"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[-4,0])") + "}", 4, "negative"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[4,0])") + "}", 4, "backwards"},
+    {"{" + Entry("a", kFour) + "}", 3, "truncated"},
+    {"{" + Entry("a", kFour) + "}", 5, "belong to none"},
+    {"{}", 1, "belong to none"},
+    {"{" + Entry("a", kEight) + "}", 8, "a hole"},
+    {"{" + Entry("a", kFour) + "," + Entry("b", kFour) + "}", 4, "overlap"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[2],"data_offsets":[0,8])") + "," +
+         Entry("b", kEight) + "}",
+     8, "overlap"},
+    {"{" + Entry("a", R"("dtype":"F32","shape":[2],"data_offsets":[0,4])") + "}", 4,
+     "does not fill"},
+    {"{" + Entry("a", R"("dtype":"F4","shape":[3],"data_offsets":[0,1])") + "}", 1,
+     "does not fill"},
+    // 2^62 x 4 bytes wraps to 0; a size above 2^63; one above 2^64.
+    {"{" + Entry("a", R"("dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0])") + "}",
+     0, "does not fill"},
+    {"{" + Entry("a", R"("dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0])") + "}",
+     0, "does not fill"},
+    {"{" + Entry("a", R"("dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,1])") + "}",
+     1, "the number"},
+    {"{" + Entry("a", R"("dtype":"U8","shape":[1e400],"data_offsets":[0,1])") + "}", 1,
+     "not valid"},
+    {"{" + Entry("a", R"("dtype":"U8","shape":[1],"data_offsets":[0,99999999999999999999])") + "}",
+     1, "fraction"},
+    {R"({"__metadata__":{"a":1}})", 0, "__metadata__"},
+    {R"({"__metadata__":{"a":{"b":"c"}}})", 0, "__metadata__"},
+    {R"({"__metadata__":{},"__metadata__":{}})", 0, "__metadata__ stands twice"},
+    {"{\"a\":" + std::string(1'000'000, '['), 0, "not allowed"},
+    {"{" + std::string(1'000'000, '{'), 0, "not valid JSON"},
+};
+
 TEST_CASE("hostile headers are refused with a reason") {
-  struct Case {
-    std::string header;
-    uint64_t data_bytes;
-    std::string reason;
-  };
-  const auto entry = [](const std::string& name, const std::string& body) {
-    return "\"" + name + "\":{" + body + "}";
-  };
-  const std::string four = R"("dtype":"F32","shape":[1],"data_offsets":[0,4])";
-  const std::string eight = R"("dtype":"F32","shape":[1],"data_offsets":[4,8])";
-  const std::vector<Case> cases = {
-      {"", 0, "does not begin"},
-      {"[]", 0, "does not begin"},
-      {" {}", 0, "does not begin"},
-      {"{", 0, "not valid JSON"},
-      {"{}x", 0, "not valid JSON"},
-      {std::string("{}\0x", 4), 0, "zero byte"},
-      {"{\"a\xff\":{}}", 0, "not valid JSON in UTF-8"},
-      {"{\"\xed\xa0\x80\":{}}", 0, "not valid JSON in UTF-8"},
-      {"{\"a\":1}", 0, "not allowed"},
-      {"{\"a\":[]}", 0, "not allowed"},
-      {"{\"a\":null}", 0, "not allowed"},
-      {"{" + entry("a", "") + "}", 0, "needs dtype, shape and data_offsets"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1])") + "}", 4, "needs dtype"},
-      {"{" + entry("a", four) + "," + entry("a", eight) + "}", 8, "stands twice"},
-      {"{" + entry("a", R"("dtype":"F32",)" + four) + "}", 4, "\"dtype\" stands twice"},
-      {"{" + entry("a", R"("x":1,)" + four) + "}", 4, "unknown field \"x\""},
-      {"{" + entry("a", R"("dtype":"Q7","shape":[1],"data_offsets":[0,4])") + "}", 4, "\"Q7\""},
-      {"{" + entry("a", R"("dtype":7,"shape":[1],"data_offsets":[0,4])") + "}", 4, "not allowed"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[-1],"data_offsets":[0,4])") + "}", 4, "negative"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1.0],"data_offsets":[0,4])") + "}", 4, "fraction"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[[1]],"data_offsets":[0,4])") + "}", 4, "a list"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[{}],"data_offsets":[0,4])") + "}", 4, "an object"},
-      {"{" + entry("a", R"("dtype":"F32","shape":["1"],"data_offsets":[0,4])") + "}", 4, "a string"},
-      {"{" + entry("a", R"("dtype":"F32","shape":1,"data_offsets":[0,4])") + "}", 4, "the number 1"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[0])") + "}", 4, "two numbers"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[0,4,8])") + "}", 8, "two numbers"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[-4,0])") + "}", 4, "negative"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[1],"data_offsets":[4,0])") + "}", 4, "backwards"},
-      {"{" + entry("a", four) + "}", 3, "truncated"},
-      {"{" + entry("a", four) + "}", 5, "belong to none"},
-      {"{}", 1, "belong to none"},
-      {"{" + entry("a", eight) + "}", 8, "a hole"},
-      {"{" + entry("a", four) + "," + entry("b", four) + "}", 4, "overlap"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[2],"data_offsets":[0,8])") + "," +
-           entry("b", eight) + "}", 8, "overlap"},
-      {"{" + entry("a", R"("dtype":"F32","shape":[2],"data_offsets":[0,4])") + "}", 4, "does not fill"},
-      {"{" + entry("a", R"("dtype":"F4","shape":[3],"data_offsets":[0,1])") + "}", 1, "does not fill"},
-      // 2^62 x 4 bytes wraps to 0; a size above 2^63; one above 2^64.
-      {"{" + entry("a", R"("dtype":"F32","shape":[4611686018427387904],"data_offsets":[0,0])") + "}",
-       0, "does not fill"},
-      {"{" + entry("a", R"("dtype":"U8","shape":[4294967296,4294967296],"data_offsets":[0,0])") + "}",
-       0, "does not fill"},
-      {"{" + entry("a", R"("dtype":"U8","shape":[18446744073709551615],"data_offsets":[0,1])") + "}",
-       1, "the number"},
-      {"{" + entry("a", R"("dtype":"U8","shape":[1e400],"data_offsets":[0,1])") + "}", 1, "not valid"},
-      {"{" + entry("a", R"("dtype":"U8","shape":[1],"data_offsets":[0,99999999999999999999])") + "}",
-       1, "fraction"},
-      {R"({"__metadata__":{"a":1}})", 0, "__metadata__"},
-      {R"({"__metadata__":{"a":{"b":"c"}}})", 0, "__metadata__"},
-      {R"({"__metadata__":{},"__metadata__":{}})", 0, "__metadata__ stands twice"},
-      {"{\"a\":" + std::string(1'000'000, '['), 0, "not allowed"},
-      {"{" + std::string(1'000'000, '{'), 0, "not valid JSON"},
-  };
-  for (const Case& c : cases) {
+  for (const Case& c : kHostile) {
     const auto parsed = ParseSafetensorsHeader(c.header, c.data_bytes);
     INFO(c.header.substr(0, 200));
     REQUIRE_FALSE(parsed.ok());
@@ -140,8 +147,8 @@ TEST_CASE("every truncation and every changed byte of a file is refused or still
 
 TEST_CASE("file lengths that lie") {
   const TempDir dir;
-  for (const uint64_t length : {uint64_t{3}, uint64_t{100'000'001}, uint64_t{1} << 63, ~uint64_t{0},
-                                ~uint64_t{0} - 7}) {
+  for (const uint64_t length :
+       {uint64_t{3}, uint64_t{100'000'001}, uint64_t{1} << 63, ~uint64_t{0}, ~uint64_t{0} - 7}) {
     std::string bytes(16, ' ');
     std::memcpy(bytes.data(), &length, 8);
     if (length == 3) bytes.resize(10);
@@ -155,8 +162,8 @@ TEST_CASE("file lengths that lie") {
 
 TEST_CASE("a mapped file's bytes survive being released") {
   const TempDir dir;
-  const auto file = SafetensorsFile::Open(
-      dir.Write("t.safetensors", SafetensorsBytes({{"a", "BF16", {3000, 5}, 'x'}, {"b", "F32", {7}, 'y'}})));
+  const auto file = SafetensorsFile::Open(dir.Write(
+      "t.safetensors", SafetensorsBytes({{"a", "BF16", {3000, 5}, 'x'}, {"b", "F32", {7}, 'y'}})));
   REQUIRE(file.ok());
   REQUIRE((*file)->tensors().size() == 2);
   for (int pass = 0; pass < 2; ++pass) {
@@ -174,7 +181,8 @@ TEST_CASE("a mapped file's bytes survive being released") {
 // ---- directories
 
 std::string Index(const std::vector<std::pair<std::string, std::string>>& map) {
-  nlohmann::json index = {{"metadata", {{"total_size", 8}}}, {"weight_map", nlohmann::json::object()}};
+  nlohmann::json index = {{"metadata", {{"total_size", 8}}},
+                          {"weight_map", nlohmann::json::object()}};
   for (const auto& [tensor, file] : map) index["weight_map"][tensor] = file;
   return index.dump();
 }
@@ -218,18 +226,22 @@ TEST_CASE("checkpoints whose files do not fit together") {
   CHECK(Mentions(refusal(), "x-2.safetensors: tensor \"b\" is also in"));
   std::filesystem::remove(dir.path() + "/x-2.safetensors");
 
-  dir.Write(index, Index({{"a", "x-1.safetensors"}, {"c", "x-1.safetensors"}, {"d", "x-1.safetensors"}}));
+  dir.Write(index,
+            Index({{"a", "x-1.safetensors"}, {"c", "x-1.safetensors"}, {"d", "x-1.safetensors"}}));
   CHECK(Mentions(refusal(), "tensor \"c\" is not in x-1.safetensors"));
   CHECK(Mentions(refusal(), "tensor \"d\" is not in x-1.safetensors"));
-  dir.Write(index, Index({{"a", "x-1.safetensors"}, {"b", "x-8.safetensors"}, {"c", "x-9.safetensors"}}));
+  dir.Write(index,
+            Index({{"a", "x-1.safetensors"}, {"b", "x-8.safetensors"}, {"c", "x-9.safetensors"}}));
   CHECK(Mentions(refusal(), "x-8.safetensors"));
   CHECK(Mentions(refusal(), "x-9.safetensors"));
-  for (const char* escape : {"../x-1.safetensors", "/etc/passwd", "..", ".", "", "sub/x.safetensors"}) {
+  for (const char* escape :
+       {"../x-1.safetensors", "/etc/passwd", "..", ".", "", "sub/x.safetensors"}) {
     dir.Write(index, Index({{"a", escape}}));
     CHECK(Mentions(refusal(), "plain name"));
   }
-  for (const char* bad : {"", "[]", "{}", R"({"weight_map":[]})", R"({"weight_map":{"a":1}})",
-                          R"({"weight_map":{"a":"x-1.safetensors","a":"x-1.safetensors"}})", "{\"\xff\":1}"}) {
+  for (const char* bad :
+       {"", "[]", "{}", R"({"weight_map":[]})", R"({"weight_map":{"a":1}})",
+        R"({"weight_map":{"a":"x-1.safetensors","a":"x-1.safetensors"}})", "{\"\xff\":1}"}) {
     dir.Write(index, bad);
     CHECK(Mentions(refusal(), index));
   }

@@ -3,11 +3,10 @@
 #include <cstdint>
 #include <filesystem>
 #include <fstream>
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
 #include <vector>
-
-#include <nlohmann/json.hpp>
 
 namespace hadal::testing {
 
@@ -42,8 +41,10 @@ struct FileTensor {
 };
 
 inline int64_t ElementBytes(const std::string& dtype) {
-  return dtype == "F32" || dtype == "I32" ? 4 : dtype == "BF16" || dtype == "F16" ? 2
-                                            : dtype == "I64" ? 8 : 1;
+  return dtype == "F32" || dtype == "I32"    ? 4
+         : dtype == "BF16" || dtype == "F16" ? 2
+         : dtype == "I64"                    ? 8
+                                             : 1;
 }
 
 // Length, header, data: the bytes of a safetensors file.
@@ -60,9 +61,10 @@ inline std::string SafetensorsBytes(const std::vector<FileTensor>& tensors) {
   for (const FileTensor& tensor : tensors) {
     int64_t bytes = ElementBytes(tensor.dtype);
     for (const int64_t size : tensor.shape) bytes *= size;
-    header[tensor.name] = {{"dtype", tensor.dtype},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {data.size(), data.size() + static_cast<size_t>(bytes)}}};
+    header[tensor.name] = {
+        {"dtype", tensor.dtype},
+        {"shape", tensor.shape},
+        {"data_offsets", {data.size(), data.size() + static_cast<size_t>(bytes)}}};
     data.append(static_cast<size_t>(bytes), tensor.fill);
   }
   return SafetensorsBytes(header.dump(), data);

@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <map>
-
 #include <nlohmann/json.hpp>
 
 #include "tests/common/hf_configs.h"
@@ -138,7 +137,8 @@ TEST_CASE("slices of every legal layout tile every tensor") {
 TEST_CASE("a rank's scales are those that its slice touches") {
   const ModelConfig config = OddConfig(DType::kF8E4M3);
   const auto tensors = ByName(config);
-  for (const Layout shape : {Layout{1, 1, 0}, Layout{4, 1, 0}, Layout{12, 1, 0}, Layout{3, 2, 0}, Layout{1, 4, 0}}) {
+  for (const Layout shape :
+       {Layout{1, 1, 0}, Layout{4, 1, 0}, Layout{12, 1, 0}, Layout{3, 2, 0}, Layout{1, 4, 0}}) {
     for (int rank = 0; rank < shape.world(); ++rank) {
       const Layout layout{shape.tensor_parallel, shape.data_parallel, rank};
       for (const auto& [name, weight] : tensors) {
@@ -177,7 +177,8 @@ TEST_CASE("slices by hand") {
   CHECK(slice("model.layers.0.mlp.up_proj.weight", rank3).rows == Range{97, 130});
   CHECK(slice("model.layers.0.mlp.down_proj.weight", rank3).columns == Range{97, 130});
   CHECK(slice("model.embed_tokens.weight", rank3).rows == Range{75, 101});
-  CHECK(slice("model.layers.1.mlp.shared_experts.down_proj.weight", rank3).columns == Range{29, 39});
+  CHECK(slice("model.layers.1.mlp.shared_experts.down_proj.weight", rank3).columns ==
+        Range{29, 39});
   CHECK(slice("model.norm.weight", rank3).rows == Range{0, 70});
   CHECK(slice("model.norm.weight", rank3).columns == Range{0, 1});
   // 2 x 2: rank 2 is the first of the second group; experts 6, 7, 8 are its own.

@@ -32,7 +32,8 @@ TEST_CASE("exactly the scalar values in their shortest form are well-formed") {
       const bool good = scalar && length == ShortestLength(code);
       const std::string text = Encode(code, length);
       if (IsValidUtf8(text) != good) FAIL("code " << code << " in " << length << " bytes");
-      if (Utf8SequenceLength(text) != (good ? static_cast<size_t>(length) : 0)) FAIL("code " << code);
+      if (Utf8SequenceLength(text) != (good ? static_cast<size_t>(length) : 0))
+        FAIL("code " << code);
     }
   }
   CHECK(IsValidUtf8(""));
@@ -42,7 +43,8 @@ TEST_CASE("exactly the scalar values in their shortest form are well-formed") {
 }
 
 TEST_CASE("an incomplete tail is what further bytes can complete") {
-  for (const uint32_t code : {0x41u, 0xe9u, 0x20acu, 0xd7ffu, 0xe000u, 0x800u, 0x10000u, 0x1f600u, 0x10ffffu}) {
+  for (const uint32_t code :
+       {0x41u, 0xe9u, 0x20acu, 0xd7ffu, 0xe000u, 0x800u, 0x10000u, 0x1f600u, 0x10ffffu}) {
     const std::string text = Encode(code, ShortestLength(code));
     for (size_t n = 0; n <= text.size(); ++n) {
       INFO(code << " " << n);
@@ -50,7 +52,8 @@ TEST_CASE("an incomplete tail is what further bytes can complete") {
     }
   }
   // Leads whose second byte already rules them out are wrong, not incomplete.
-  for (const char* bad : {"\xc0", "\xf5", "\xe0\x80", "\xed\xa0", "\xf0\x80", "\xf4\x90", "\x80", "\xe2\x82\x41"}) {
+  for (const char* bad :
+       {"\xc0", "\xf5", "\xe0\x80", "\xed\xa0", "\xf0\x80", "\xf4\x90", "\x80", "\xe2\x82\x41"}) {
     CHECK(IncompleteUtf8Tail(bad) == 0);
   }
 }

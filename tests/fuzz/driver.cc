@@ -79,18 +79,30 @@ class Mutator {
       case 1:
         if (at < bytes->size()) *where = static_cast<uint8_t>(random_());
         break;
-      case 2: bytes->erase(where, until); break;
-      case 3: bytes->insert(where, length, static_cast<uint8_t>(random_())); break;
+      case 2:
+        bytes->erase(where, until);
+        break;
+      case 3:
+        bytes->insert(where, length, static_cast<uint8_t>(random_()));
+        break;
       case 4: {
         const Bytes copy(where, until);
         bytes->insert(bytes->begin() + static_cast<ptrdiff_t>(Below(bytes->size() + 1)),
                       copy.begin(), copy.end());
         break;
       }
-      case 5: bytes->resize(at); break;
-      case 6: Splice(bytes, at); break;
-      case 7: InsertToken(bytes, at); break;
-      default: ReplaceNumber(bytes, at); break;
+      case 5:
+        bytes->resize(at);
+        break;
+      case 6:
+        Splice(bytes, at);
+        break;
+      case 7:
+        InsertToken(bytes, at);
+        break;
+      default:
+        ReplaceNumber(bytes, at);
+        break;
     }
   }
 
@@ -103,10 +115,30 @@ class Mutator {
   }
 
   void InsertToken(Bytes* bytes, size_t at) {
-    static const std::vector<std::string> kTokens = {
-        "{", "}", "[", "]", ",", ":", "\"", "null", "true", "-1", "0", "1e999", "\\u0000", "\\ud800",
-        "18446744073709551615", "9223372036854775807", "4611686018427387904", "\xff", "\xed\xa0\x80",
-        "\xf0\x9f\x98\x80", "\"a\":", "{}", "[[[[[[[[", std::string(1, '\0')};
+    static const std::vector<std::string> kTokens = {"{",
+                                                     "}",
+                                                     "[",
+                                                     "]",
+                                                     ",",
+                                                     ":",
+                                                     "\"",
+                                                     "null",
+                                                     "true",
+                                                     "-1",
+                                                     "0",
+                                                     "1e999",
+                                                     "\\u0000",
+                                                     "\\ud800",
+                                                     "18446744073709551615",
+                                                     "9223372036854775807",
+                                                     "4611686018427387904",
+                                                     "\xff",
+                                                     "\xed\xa0\x80",
+                                                     "\xf0\x9f\x98\x80",
+                                                     "\"a\":",
+                                                     "{}",
+                                                     "[[[[[[[[",
+                                                     std::string(1, '\0')};
     const std::string& token = kTokens[Below(kTokens.size())];
     bytes->insert(bytes->begin() + static_cast<ptrdiff_t>(at), token.begin(), token.end());
   }
@@ -123,7 +155,8 @@ class Mutator {
     size_t end = at;
     while (end < bytes->size() && std::isdigit((*bytes)[end]) != 0) ++end;
     const std::string number = std::to_string(random_() >> Below(64));
-    bytes->erase(bytes->begin() + static_cast<ptrdiff_t>(at), bytes->begin() + static_cast<ptrdiff_t>(end));
+    bytes->erase(bytes->begin() + static_cast<ptrdiff_t>(at),
+                 bytes->begin() + static_cast<ptrdiff_t>(end));
     bytes->insert(bytes->begin() + static_cast<ptrdiff_t>(at), number.begin(), number.end());
   }
 
@@ -163,8 +196,8 @@ int main(int argc, char** argv) {
   std::vector<Bytes> seeds = ReadSeeds(argv[1]);
   const uint64_t iterations = std::strtoull(argv[2], nullptr, 10);
   const uint64_t seed = Seed();
-  std::printf("HADAL_TEST_SEED=%" PRIu64 ", %zu seeds, %" PRIu64 " iterations\n", seed, seeds.size(),
-              iterations);
+  std::printf("HADAL_TEST_SEED=%" PRIu64 ", %zu seeds, %" PRIu64 " iterations\n", seed,
+              seeds.size(), iterations);
   std::fflush(stdout);
   if (seeds.empty()) {
     std::fprintf(stderr, "%s holds no seeds\n", argv[1]);
@@ -179,7 +212,8 @@ int main(int argc, char** argv) {
   const uint64_t first = one ? std::strtoull(argv[4], nullptr, 10) : 0;
   for (uint64_t i = first; i < (one ? first + 1 : iterations); ++i) {
     std::snprintf(g_where, sizeof(g_where),
-                  "failed on HADAL_TEST_SEED=%" PRIu64 " iteration %" PRIu64 " (repeat with --only)\n",
+                  "failed on HADAL_TEST_SEED=%" PRIu64 " iteration %" PRIu64
+                  " (repeat with --only)\n",
                   seed, i);
     const Bytes input = Mutator(seeds, seed, i).Next();
     LLVMFuzzerTestOneInput(input.data(), input.size());

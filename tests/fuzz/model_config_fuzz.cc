@@ -1,9 +1,8 @@
 // A config.json from outside: what is accepted must have a finite rotation, a bounded inventory and
 // slices inside their tensors.
 #include <cmath>
-#include <string_view>
-
 #include <nlohmann/json.hpp>
+#include <string_view>
 
 #include "common/check.h"
 #include "common/file.h"
@@ -31,7 +30,8 @@ void CheckAccepted(const ModelConfig& config) {
   HADAL_CHECK(theta.size() == static_cast<size_t>(config.qk_rope_head_dim / 2));
   for (const float speed : theta) HADAL_CHECK(std::isfinite(speed) && speed >= 0);
   const bool small = config.n_layers * config.n_routed_experts <= 2048;
-  for (const Layout& layout : {Layout{1, 1, 0}, Layout{2, 1, 1}, Layout{4, 2, 5}, Layout{3, 3, 8}}) {
+  for (const Layout& layout :
+       {Layout{1, 1, 0}, Layout{2, 1, 1}, Layout{4, 2, 5}, Layout{3, 3, 8}}) {
     if (ValidateLayout(config, layout).ok() && small) CheckSlices(config, layout);
   }
 }
