@@ -1,4 +1,4 @@
-"""Writes a checkpoint directory so that it appears whole or not at all. Shared by the make_* scripts."""
+"""Writes a checkpoint directory so that it appears whole or not at all."""
 
 import contextlib
 import fcntl
@@ -116,10 +116,10 @@ def total_bytes(layout):
 
 
 def write_shards(directory, layout, produce, shard_bytes, label):
-    """Streams tensors to one model.safetensors, or to shards of at most about `shard_bytes` bytes.
+    """Streams tensors to one model.safetensors, or to shards of at most `shard_bytes` or a tensor.
 
-    layout: name -> (dtype, shape), in order. produce(name) returns the stored array; it is asked for
-    each name once, in order.
+    layout: name -> (dtype, shape), in order. produce(name) returns the stored array; it is asked
+    for each name once, in order.
     """
     shards, size = [{}], 0
     for name, entry in layout.items():

@@ -7,9 +7,10 @@ weight before attention is folded into what reads the normed state:
 - Rotary part, 192 wide: slot j turns with base^(-2j/192), so slot 3i turns as the source's pair i.
   KV head g lives in the slots 3i + g; for g = 1 and 2 these turn 11 % and 21 % slower than trained,
   which is the only approximation. The query undoes the wider head's softmax scale.
-- Feed-forward: the first 512 hidden neurons are the 4 shared experts, the other 1024 are 8 slices of
-  128. Experts 2k and 2k + 1 both hold slice k and their router rows are r_k and -r_k, tiny: every
-  token takes one copy of every slice, each with weight 1/8 x 8, and which copy depends on the token.
+- Feed-forward: the first 512 hidden neurons are the 4 shared experts, the other 1024 are 8 slices
+  of 128. Experts 2k and 2k + 1 both hold slice k and their router rows are r_k and -r_k, tiny:
+  every token takes one copy of every slice, each with weight 1/8 x 8; which copy depends on the
+  token.
 """
 
 import gguf

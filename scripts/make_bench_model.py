@@ -1,7 +1,7 @@
 #!/usr/bin/env python3
 """Writes a random checkpoint with DeepSeek-V2-Lite's dimensions and a few layers, for benchmarks.
 
-  scripts/python_env.sh scripts/make_bench_model.py [--layers 6] [--fp8] [--out models/v2lite-6layer]
+  scripts/python_env.sh scripts/make_bench_model.py [--layers 6] [--fp8] [--out DIR]
 
 Weights are normal with deviation 0.02, norms are 1. There is no tokenizer: such a checkpoint serves
 token ids.

@@ -1,8 +1,7 @@
 """Forward pass of the DeepSeek-V2/V3 family in numpy, many sequences at a time.
 
-One class, two precisions: EXACT computes in float64 and rounds nothing; BF16 computes in float32 and
-rounds where a correct bf16 engine does (the output of every op; the router, softmax, the sum over
-experts and the logits stay in float32).
+EXACT computes in float64 and rounds nothing, SINGLE in float32. BF16 computes in float32 and rounds
+where a correct bf16 engine does: the output of every op, but not router, softmax and logits.
 """
 
 import dataclasses
@@ -69,7 +68,7 @@ class Model:
         return Sequence(tokens, self.config.layers)
 
     def forward(self, sequences):
-        """Runs the tokens of every sequence; returns the normed hidden state of each, [tokens, dim]."""
+        """Runs the tokens of every sequence; returns the normed state of each, [tokens, dim]."""
         config, rnd = self.config, self.precision.round
         ends = np.cumsum([len(s.tokens) for s in sequences])
         spans = [slice(end - len(s.tokens), end) for s, end in zip(sequences, ends)]

@@ -57,8 +57,8 @@ def fp8_values(bits):
 def quantise_fp8(x, block=128, power_of_two=False, stretches=(1.0,)):
     """(e4m3 bits, float32 scales [ceil(r/block), ceil(c/block)]) of a matrix: value = e4m3 * scale.
 
-    A block's scale takes its largest element to 448; of several `stretches` of that scale, each block
-    gets the one with the least squared error.
+    A block's scale takes its largest element to 448; of several `stretches` of that scale, each
+    block gets the one with the least squared error.
     """
     rows, cols = x.shape
     row_blocks, col_blocks = -(-rows // block), -(-cols // block)
