@@ -20,7 +20,9 @@ struct Sums {
 template <int kRows, int kPanels>
 inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows, kPanels>& sums) {
   const bool resume = !g.first && g.scale == nullptr;
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       sums.v[r][p] = resume ? _mm512_loadu_ps(g.c + r * g.c_stride + p * 16) : _mm512_setzero_ps();
     }
@@ -30,7 +32,9 @@ inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows,
 template <int kRows, int kPanels>
 inline __attribute__((always_inline)) void Finish(const GemmBlock& g,
                                                   const Sums<kRows, kPanels>& sums) {
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       float* c = g.c + r * g.c_stride + p * 16;
       __m512 sum = sums.v[r][p];
@@ -43,30 +47,56 @@ inline __attribute__((always_inline)) void Finish(const GemmBlock& g,
   }
 }
 
+// Row r of a block: two bases keep the number of address registers small.
+template <int kRows>
+struct RowPointers {
+  static constexpr int kHalf = (kRows + 1) / 2;
+  const char* low;
+  const char* high;
+  int64_t stride;
+
+  explicit RowPointers(const GemmBlock& g)
+      : low(static_cast<const char*>(g.a)), high(low + kHalf * g.a_stride), stride(g.a_stride) {}
+  __m512 Broadcast(int r, int64_t offset) const {
+    const char* p = r < kHalf ? low + r * stride : high + (r - kHalf) * stride;
+    return _mm512_set1_ps(*reinterpret_cast<const float*>(p + offset));
+  }
+};
+
 template <int kRows, int kPanels>
 void Bf16Block(const GemmBlock& g) {
   const char* b = static_cast<const char*>(g.b);
-  const char* a = static_cast<const char*>(g.a);
-  const __m512i high = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  const int64_t b_stride = g.b_stride;
+  RowPointers<kRows> a(g);
   Sums<kRows, kPanels> sums;
   Start(g, sums);
-  for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 8) {
+  for (int64_t s = g.steps; s > 0; --s) {
     __m512 w[kPanels];
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-      if (kRows <= 6) _mm_prefetch(b + p * g.b_stride + kPrefetch, _MM_HINT_T0);
-      w[p] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(b + p * g.b_stride), 16));
+      _mm_prefetch(b + p * b_stride + kPrefetch, _MM_HINT_T0);
+      w[p] = _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_loadu_si512(b + p * b_stride), 16));
     }
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
-      const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride));
+      const __m512 x = a.Broadcast(r, 0);
+#pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
     }
+    // The odd inputs are the upper halves as they stand.
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
-      w[p] = _mm512_castsi512_ps(_mm512_and_si512(_mm512_loadu_si512(b + p * g.b_stride), high));
+      w[p] = _mm512_castsi512_ps(_mm512_maskz_loadu_epi16(0xaaaaaaaau, b + p * b_stride));
     }
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
-      const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride + 4));
+      const __m512 x = a.Broadcast(r, 4);
+#pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
     }
+    b += 64;
+    a.low += 8;
+    a.high += 8;
   }
   Finish(g, sums);
 }
@@ -79,12 +109,15 @@ void F32Block(const GemmBlock& g) {
   Start(g, sums);
   for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 4) {
     __m512 w[kPanels];
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       if (kRows <= 6) _mm_prefetch(b + p * g.b_stride + kPrefetch, _MM_HINT_T0);
       w[p] = _mm512_loadu_ps(b + p * g.b_stride);
     }
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
       const __m512 x = _mm512_set1_ps(*reinterpret_cast<const float*>(a + r * g.a_stride));
+#pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) sums.v[r][p] = _mm512_fmadd_ps(x, w[p], sums.v[r][p]);
     }
   }

@@ -1,0 +1,174 @@
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "kernels/cpu/attention_cache.h"
+#include "kernels/cpu/ops.h"
+
+// A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
+// row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query meets
+// its keys in the same pieces and order whatever chunk it came in.
+
+namespace hadal {
+namespace {
+
+constexpr int64_t kMinQueries = 64;   // of a unit, when rows are split to occupy all threads
+constexpr int kQueryBlocks = 4;       // blocks of VectorKernels::query_rows scored at once
+
+struct Unit {
+  const AttentionRow* row = nullptr;
+  int head = 0;
+  int begin = 0;  // queries of the row
+  int end = 0;
+};
+
+class PrefillAttention {
+ public:
+  PrefillAttention(const MlaPrefillParams& p, CpuContext& context)
+      : p_(p), context_(context), kernels_(VectorKernelsFor(context.isa)),
+        qk_dim_(p.nope_dim + p.rope_dim), v_stride_(PaddedFloats(p.v_dim, kernels_)),
+        latent_dim_(p.latent_rank + p.rope_dim), latent_stride_(PaddedStride(latent_dim_)),
+        cache_{p.cache, p.cache_dtype, latent_dim_, kernels_} {}
+
+  void RunUnit(const Unit& unit, int thread) {
+    ScratchArena& arena = context_.scratch[static_cast<size_t>(thread)];
+    ScratchArena::Scope scope(arena);
+    Buffers b = Allocate(unit.end - unit.begin, arena);
+    const int64_t first_pos = int64_t{unit.row->start_pos} + unit.begin;
+    const int64_t end_pos = int64_t{unit.row->start_pos} + unit.end;
+    ReadQueries(unit, b.q);
+    for (int64_t first = 0; first < end_pos; first += kScoreTile) {
+      const int keys = static_cast<int>(std::min<int64_t>(kScoreTile, end_pos - first));
+      MakeTile(unit, first, keys, b, arena);
+      // Queries before the tile see nothing of it.
+      const auto begin = static_cast<int>(std::max<int64_t>(0, first - first_pos));
+      Attend(first_pos - first, begin, unit.end - unit.begin, keys, b);
+    }
+    WriteOutput(unit, b);
+  }
+
+ private:
+  struct Buffers {
+    float* q;       // [queries][qk_dim]
+    float* o;       // [queries][v_stride], not divided by l
+    float* m;       // [queries] maximum of the scores
+    float* l;       // [queries] sum of exp
+    float* latent;  // [kScoreTile][latent_stride]
+    float* keys;    // [kScoreTile][qk_dim]
+    float* keys_t;  // the same, transposed by groups
+    float* values;  // [kScoreTile][v_stride]
+    float* s;       // [block][kScoreTile]
+    float* alpha;   // [block]
+  };
+
+  int BlockRows() const { return kernels_.query_rows * kQueryBlocks; }
+
+  Buffers Allocate(int64_t queries, ScratchArena& arena) const {
+    Buffers b{};
+    b.q = arena.Allocate<float>(queries * qk_dim_);
+    b.o = arena.Allocate<float>(queries * v_stride_);
+    b.m = arena.Allocate<float>(queries);
+    b.l = arena.Allocate<float>(queries);
+    b.latent = arena.Allocate<float>(kScoreTile * latent_stride_);
+    b.keys = arena.Allocate<float>(kScoreTile * qk_dim_);
+    b.keys_t = arena.Allocate<float>(kScoreTile * qk_dim_);
+    b.values = arena.Allocate<float>(kScoreTile * v_stride_);
+    b.s = arena.Allocate<float>(int64_t{BlockRows()} * kScoreTile);
+    b.alpha = arena.Allocate<float>(BlockRows());
+    std::fill_n(b.o, queries * v_stride_, 0.0f);
+    std::fill_n(b.m, queries, -std::numeric_limits<float>::infinity());
+    std::fill_n(b.l, queries, 0.0f);
+    std::fill_n(b.values, kScoreTile * v_stride_, 0.0f);
+    return b;
+  }
+
+  void ReadQueries(const Unit& unit, float* out) const {
+    const auto* q = static_cast<const float*>(p_.q);
+    for (int i = unit.begin; i < unit.end; ++i, out += qk_dim_) {
+      const int64_t token = unit.row->first_token + i;
+      std::memcpy(out, q + (token * p_.heads + unit.head) * qk_dim_,
+                  static_cast<size_t>(qk_dim_) * sizeof(float));
+    }
+  }
+
+  // Keys and values of the positions first .. first + keys; rows behind them are zero.
+  void MakeTile(const Unit& unit, int64_t first, int keys, const Buffers& b, ScratchArena& arena) const {
+    cache_.ReadTile(unit.row->blocks, first, keys, b.latent, latent_stride_);
+    MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uk[unit.head], b.keys, qk_dim_, context_.isa,
+                 arena);
+    MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uv[unit.head], b.values, v_stride_,
+                 context_.isa, arena);
+    for (int j = 0; j < keys; ++j) {
+      std::memcpy(b.keys + j * qk_dim_ + p_.nope_dim, b.latent + j * latent_stride_ + p_.latent_rank,
+                  static_cast<size_t>(p_.rope_dim) * sizeof(float));
+    }
+    std::fill(b.keys + keys * qk_dim_, b.keys + kScoreTile * qk_dim_, 0.0f);
+    kernels_.transpose_keys(b.keys, qk_dim_, qk_dim_, b.keys_t);
+  }
+
+  // Query i of the unit sees the first `offset` + i + 1 keys of the tile.
+  void Attend(int64_t offset, int begin, int end, int keys, const Buffers& b) const {
+    const int groups = (keys + kernels_.key_group - 1) / kernels_.key_group;
+    for (int i = begin; i < end; i += BlockRows()) {
+      const int rows = std::min(BlockRows(), end - i);
+      kernels_.score_tile(b.q + i * qk_dim_, rows, qk_dim_, b.keys_t, groups, b.s);
+      kernels_.softmax_tile(b.s, rows, offset + i + 1, 1, p_.scale, b.m + i, b.l + i, b.alpha);
+      kernels_.weighted_sum(b.s, b.alpha, rows, b.values, v_stride_, keys, b.o + i * v_stride_,
+                            v_stride_, v_stride_);
+    }
+  }
+
+  void WriteOutput(const Unit& unit, const Buffers& b) const {
+    auto* out = static_cast<float*>(p_.out);
+    for (int i = unit.begin; i < unit.end; ++i) {
+      const int64_t token = unit.row->first_token + i;
+      const int64_t local = i - unit.begin;
+      kernels_.add_scaled(b.o + local * v_stride_, 1.0f / b.l[local], false, p_.v_dim,
+                          out + (token * p_.heads + unit.head) * p_.v_dim);
+    }
+  }
+
+  const MlaPrefillParams& p_;
+  CpuContext& context_;
+  const VectorKernels& kernels_;
+  const int64_t qk_dim_;
+  const int64_t v_stride_;
+  const int64_t latent_dim_;
+  const int64_t latent_stride_;
+  const LatentCache cache_;
+};
+
+// Into how many pieces a row's queries are cut: more than one costs the tiles again.
+int64_t PiecesPerRow(const MlaPrefillParams& p, const AttentionRow& row, int threads) {
+  const int64_t wanted = (2 * threads - 1) / (int64_t{p.num_rows} * p.heads) + 1;
+  return threads == 1 ? 1 : std::clamp<int64_t>(row.num_tokens / kMinQueries, 1, wanted);
+}
+
+}  // namespace
+
+void MlaPrefill(const MlaPrefillParams& p, CpuContext& context) {
+  if (p.num_rows == 0 || p.heads == 0) return;
+  ScratchArena::Scope scope(context.shared);
+  int64_t count = 0;
+  for (int r = 0; r < p.num_rows; ++r) {
+    count += PiecesPerRow(p, p.rows[r], context.pool->size()) * p.heads;
+  }
+  auto* units = context.shared.Allocate<Unit>(count);
+  Unit* next = units;
+  for (int r = 0; r < p.num_rows; ++r) {
+    const AttentionRow& row = p.rows[r];
+    const int64_t pieces = PiecesPerRow(p, row, context.pool->size());
+    for (int head = 0; head < p.heads; ++head) {
+      for (int64_t i = 0; i < pieces; ++i) {
+        *next++ = {&row, head, static_cast<int>(row.num_tokens * i / pieces),
+                   static_cast<int>(row.num_tokens * (i + 1) / pieces)};
+      }
+    }
+  }
+  PrefillAttention attention(p, context);
+  context.pool->ParallelFor(count, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t i = begin; i < end; ++i) attention.RunUnit(units[i], thread);
+  });
+}
+
+}  // namespace hadal

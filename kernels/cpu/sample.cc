@@ -1,0 +1,202 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+
+#include "common/philox.h"
+#include "kernels/cpu/ops.h"
+#include "kernels/cpu/vector.h"
+
+namespace hadal {
+namespace {
+
+struct Candidate {
+  float value;  // weight or logit
+  int32_t id;
+};
+// Best first, equals by id.
+bool Better(const Candidate& a, const Candidate& b) {
+  return a.value > b.value || (a.value == b.value && a.id < b.id);
+}
+
+// One row of logits; `n` ids may be drawn.
+class Row {
+ public:
+  Row(const float* logits, int64_t n, const VectorKernels& kernels, ScratchArena& arena)
+      : logits_(logits), n_(n), kernels_(kernels), arena_(arena) {
+    block_max_ = arena.Allocate<float>((n + kMaxBlock - 1) / kMaxBlock);
+    non_finite_ = kernels.block_max(logits, n, block_max_);
+    for (int64_t b = 0; b * kMaxBlock < n; ++b) {
+      if (block_max_[b] > max_) {
+        max_ = block_max_[b];
+        max_block_ = b;
+      }
+    }
+    non_finite_ |= !std::isfinite(max_);
+  }
+
+  bool non_finite() const { return non_finite_; }
+
+  float LogSumExp() const {
+    return max_ + static_cast<float>(std::log(kernels_.exp_sum(logits_, n_, max_, 1.0f, nullptr)));
+  }
+
+  int32_t Greedy() const {
+    int64_t i = max_block_ * kMaxBlock;
+    while (logits_[i] != max_) ++i;
+    return static_cast<int32_t>(i);
+  }
+
+  int32_t Draw(const SamplingParams& s, double uniform) const {
+    float* w = arena_.Allocate<float>(n_);
+    const double total = kernels_.exp_sum(logits_, n_, max_, 1.0f / s.temperature, w);
+    if (s.top_k == 0 && s.top_p >= 1 && s.min_p == 0) return DrawInOrder(w, total, uniform);
+    int64_t count = 0;
+    Candidate* candidates = Gather(w, s, total, &count);
+    count = Filter(s, total, candidates, count);
+    double kept = 0;
+    for (int64_t i = 0; i < count; ++i) kept += candidates[i].value;
+    double left = uniform * kept;
+    for (int64_t i = 0; i < count; ++i) {
+      left -= candidates[i].value;
+      if (left < 0) return candidates[i].id;
+    }
+    return candidates[count - 1].id;
+  }
+
+  // The `count` most likely, best first.
+  std::vector<TokenLogprob> Top(int count, float log_sum_exp) const {
+    std::vector<Candidate> best;  // a heap, the worst on top
+    for (int64_t b = 0; b * kMaxBlock < n_; ++b) {
+      const bool full = static_cast<int>(best.size()) == count;
+      if (full && block_max_[b] <= best.front().value) continue;  // a later id loses a tie
+      const int64_t end = std::min((b + 1) * kMaxBlock, n_);
+      for (int64_t i = b * kMaxBlock; i < end; ++i) Offer({logits_[i], static_cast<int32_t>(i)}, count, &best);
+    }
+    std::sort_heap(best.begin(), best.end(), Better);
+    std::vector<TokenLogprob> top;
+    for (const Candidate& c : best) top.push_back({c.id, c.value - log_sum_exp});
+    return top;
+  }
+
+ private:
+  static void Offer(const Candidate& candidate, int count, std::vector<Candidate>* heap) {
+    if (static_cast<int>(heap->size()) == count) {
+      if (!Better(candidate, heap->front())) return;
+      std::pop_heap(heap->begin(), heap->end(), Better);
+      heap->pop_back();
+    }
+    heap->push_back(candidate);
+    std::push_heap(heap->begin(), heap->end(), Better);
+  }
+
+  int32_t DrawInOrder(const float* w, double total, double uniform) const {
+    double left = uniform * total;
+    int64_t last = 0;
+    for (int64_t i = 0; i < n_; ++i) {
+      if (w[i] == 0) continue;
+      last = i;
+      left -= w[i];
+      if (left < 0) break;
+    }
+    return static_cast<int32_t>(last);
+  }
+
+  // Ids that may survive the filters, unordered: those above a weight below which nothing can.
+  Candidate* Gather(const float* w, const SamplingParams& s, double total, int64_t* count) const {
+    auto* out = arena_.Allocate<Candidate>(n_);
+    // min_p comes last: what it drops still counts for top_p.
+    const float floor = s.top_p < 1 ? 0.0f : s.min_p;
+    for (float cut : {1e-2f, 1e-4f, 1e-7f, 0.0f}) {
+      const float lowest = std::max(cut, floor);
+      double mass = 0;
+      *count = 0;
+      for (int64_t i = 0; i < n_; ++i) {
+        if (w[i] < lowest || w[i] == 0) continue;
+        out[(*count)++] = {w[i], static_cast<int32_t>(i)};
+        mass += w[i];
+      }
+      // What was left out weighs less than each of these, so the best ones are all here.
+      const bool enough_ids = s.top_k > 0 && *count >= s.top_k;
+      const bool enough_mass = s.top_k == 0 && s.top_p < 1 && mass >= s.top_p * total;
+      if (enough_ids || enough_mass || lowest == floor) break;
+    }
+    return out;
+  }
+
+  // Sorts and keeps what top_k, then top_p of the rest, then min_p allow: how many.
+  static int64_t Filter(const SamplingParams& s, double total, Candidate* candidates, int64_t count) {
+    if (s.top_k > 0 && s.top_k < count) {
+      std::nth_element(candidates, candidates + s.top_k, candidates + count, Better);
+      count = s.top_k;
+    }
+    std::sort(candidates, candidates + count, Better);
+    if (s.top_p < 1) {
+      if (s.top_k > 0) {
+        total = 0;
+        for (int64_t i = 0; i < count; ++i) total += candidates[i].value;
+      }
+      double mass = 0;
+      int64_t kept = 0;
+      while (kept < count && mass < s.top_p * total) mass += candidates[kept++].value;
+      count = std::max<int64_t>(kept, 1);
+    }
+    while (count > 1 && candidates[count - 1].value < s.min_p) --count;
+    return count;
+  }
+
+  const float* const logits_;
+  const int64_t n_;
+  const VectorKernels& kernels_;
+  ScratchArena& arena_;
+  float* block_max_;
+  float max_ = -std::numeric_limits<float>::infinity();
+  int64_t max_block_ = 0;
+  bool non_finite_;
+};
+
+void SampleRow(const Row& row, const SamplingParams& s, int32_t position, const float* logits,
+               SampleResult* result) {
+  result->top.clear();
+  result->logprob = 0;
+  result->token = 0;
+  result->non_finite = row.non_finite();
+  if (row.non_finite()) return;
+  result->token = s.temperature == 0
+                      ? row.Greedy()
+                      : row.Draw(s, UniformDraw(s.seed, static_cast<uint64_t>(position)));
+  if (s.logprobs < 0) return;
+  const float log_sum_exp = row.LogSumExp();
+  result->logprob = logits[result->token] - log_sum_exp;
+  if (s.logprobs > 0) result->top = row.Top(s.logprobs, log_sum_exp);
+}
+
+}  // namespace
+
+void Sample(const SampleParams& p, CpuContext& context) {
+  const VectorKernels& kernels = VectorKernelsFor(context.isa);
+  context.pool->ParallelFor(p.rows, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t r = begin; r < end; ++r) {
+      ScratchArena& arena = context.scratch[static_cast<size_t>(thread)];
+      ScratchArena::Scope scope(arena);
+      const float* logits = p.logits + r * p.vocab;
+      SampleRow(Row(logits, p.vocab_limit, kernels, arena), p.sampling[r], p.positions[r], logits,
+                &p.results[r]);
+    }
+  });
+}
+
+void TokenLogprobs(const TokenLogprobParams& p, CpuContext& context) {
+  const VectorKernels& kernels = VectorKernelsFor(context.isa);
+  context.pool->ParallelFor(p.rows, 1, [&](int64_t begin, int64_t end, int thread) {
+    for (int64_t r = begin; r < end; ++r) {
+      ScratchArena& arena = context.scratch[static_cast<size_t>(thread)];
+      ScratchArena::Scope scope(arena);
+      const float* logits = p.logits + r * p.vocab;
+      const Row row(logits, p.vocab_limit, kernels, arena);
+      p.out[r] = row.non_finite() ? std::numeric_limits<float>::quiet_NaN()
+                                  : logits[p.targets[r]] - row.LogSumExp();
+    }
+  });
+}
+
+}  // namespace hadal
