@@ -51,7 +51,8 @@ class Engine {
   // The request's blocks are free within one step; its sink gets no event any more.
   virtual void Cancel(uint64_t id) = 0;
 
-  // The epoch of the new group. FAILED_PRECONDITION while another group is joined.
+  // The epoch of the new group. ABORTED while another group is joined: worth trying again;
+  // FAILED_PRECONDITION for another model than the former groups'.
   virtual StatusOr<uint64_t> Join(std::shared_ptr<WorkerGroup> group) = 0;
   virtual void OnResult(StepResult result) = 0;
   virtual void OnGroupLost(uint64_t epoch, Status reason) = 0;

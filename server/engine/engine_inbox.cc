@@ -79,7 +79,8 @@ StatusOr<uint64_t> EngineInbox::Join(std::shared_ptr<WorkerGroup> group) {
   std::lock_guard lock(mutex_);
   if (stopped_) return Unavailable("the server is shutting down");
   if (joined_epoch_ != 0) {
-    return FailedPrecondition("a worker group is joined already, as epoch {}", joined_epoch_);
+    return Status(StatusCode::kAborted,
+                  fmt::format("a worker group is joined already, as epoch {}", joined_epoch_));
   }
   if (last_epoch_ != 0 && capacity.fingerprint != fingerprint_) {
     return FailedPrecondition(

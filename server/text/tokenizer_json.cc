@@ -15,14 +15,13 @@ using Vocabulary = std::unordered_map<std::string_view, int32_t>;  // views into
 
 Status CheckNormalizer(const json* normalizer) {
   if (normalizer == nullptr) return OkStatus();
-  HADAL_ASSIGN_OR_RETURN(const std::string type, StringField(*normalizer, "type", "normalizer"));
-  if (type == "Sequence") {
-    HADAL_ASSIGN_OR_RETURN(const json* members,
-                           ArrayField(*normalizer, "normalizers", "normalizer"));
-    if (members->empty()) return OkStatus();
+  const json* type = Member(*normalizer, "type");
+  const json* members = Member(*normalizer, "normalizers");
+  if (type != nullptr && *type == "Sequence" && members != nullptr && members->is_array() &&
+      members->empty()) {
+    return OkStatus();
   }
-  return InvalidArgument("normalizer: {} is not supported; null or an empty Sequence is",
-                         QuoteForMessage(type));
+  return InvalidArgument("normalizer: only null and an empty Sequence are supported");
 }
 
 Status CheckDecoder(const json* decoder) {

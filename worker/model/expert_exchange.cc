@@ -1,5 +1,6 @@
 #include "worker/model/expert_exchange.h"
 
+#include <algorithm>
 #include <numeric>
 #include <utility>
 
@@ -13,25 +14,34 @@ int64_t Sum(const std::vector<int64_t>& values) {
 }  // namespace
 
 ExpertExchange::ExpertExchange(const ModelConfig& config, Backend* backend,
-                               std::shared_ptr<Communicator> world)
+                               std::shared_ptr<Communicator> world, int64_t exchange_rows)
     : dim_(static_cast<int>(config.dim)),
       top_k_(static_cast<int>(config.n_activated_experts)),
       width_(config.moe_inter_dim),
       row_bytes_(config.dim * DTypeSize(backend->activation_dtype())),
       backend_(backend),
       world_(std::move(world)),
-      placement_(config.n_routed_experts, world_->size()) {}
+      placement_(config.n_routed_experts, world_->size()) {
+  if (exchange_rows == 0) return;
+  for (auto* buffer : {&send_, &arrived_, &computed_}) {
+    *buffer = backend_->Allocate(exchange_rows * row_bytes_);
+  }
+}
+
+int64_t ExpertExchange::EvenRows(const ModelConfig& config, const Layout& layout, int64_t tokens) {
+  return (tokens * config.n_activated_experts + layout.tensor_parallel - 1) / layout.tensor_parallel;
+}
 
 void ExpertExchange::SortByExpert() {
   const int experts = placement_.local_count();
   offsets_.assign(experts + 1, 0);
   for (int32_t e : expert_) ++offsets_[e + 1];
   std::partial_sum(offsets_.begin(), offsets_.end(), offsets_.begin());
-  std::vector<int32_t> next(offsets_.begin(), offsets_.end() - 1);
+  next_row_.assign(offsets_.begin(), offsets_.end() - 1);
   row_token_.resize(expert_.size());
   position_.resize(expert_.size());
   for (size_t i = 0; i < expert_.size(); ++i) {
-    position_[i] = next[expert_[i]]++;
+    position_[i] = next_row_[expert_[i]]++;
     row_token_[position_[i]] = source_[i];
   }
 }
@@ -69,26 +79,31 @@ void ExpertExchange::RunLocal(const MoeWeights& weights, const Tokens& tokens, v
                         .top_k = top_k_, .dim = dim_});
 }
 
-void ExpertExchange::RunExchange(const MoeWeights& weights, const Tokens& tokens) {
-  Dispatch(tokens);
+void ExpertExchange::RunExchange(const MoeWeights& weights, const Tokens& tokens,
+                                 const uint8_t* served) {
+  Dispatch(tokens, served);
   RunArrivals(weights);
   backend_->MoeCombine({.row_out = send_->data, .row_of = row_of_.data(), .weights = tokens.weights,
                         .out = tokens.out, .accumulate = tokens.accumulate, .tokens = tokens.count,
                         .top_k = top_k_, .dim = dim_});
 }
 
-// Lists the rows by destination, in token order, and sends each token to its experts' owners.
-void ExpertExchange::Dispatch(const Tokens& tokens) {
+// Lists the rows by destination, in token order, and sends each served token to its experts' owners.
+void ExpertExchange::Dispatch(const Tokens& tokens, const uint8_t* served) {
   const int slots = tokens.count * top_k_;
   send_rows_.assign(world_->size(), 0);
-  for (int i = 0; i < slots; ++i) ++send_rows_[placement_.owner(tokens.ids[i])];
-  std::vector<int64_t> next(world_->size(), 0);
-  for (int r = 1; r < world_->size(); ++r) next[r] = next[r - 1] + send_rows_[r - 1];
-  row_of_.resize(slots);
-  send_token_.resize(slots);
-  send_expert_.resize(slots);
   for (int i = 0; i < slots; ++i) {
-    const int64_t row = next[placement_.owner(tokens.ids[i])]++;
+    if (served[i / top_k_]) ++send_rows_[placement_.owner(tokens.ids[i])];
+  }
+  next_send_.assign(world_->size(), 0);
+  for (int r = 1; r < world_->size(); ++r) next_send_[r] = next_send_[r - 1] + send_rows_[r - 1];
+  const int64_t sent = Sum(send_rows_);
+  row_of_.assign(slots, -1);
+  send_token_.resize(sent);
+  send_expert_.resize(sent);
+  for (int i = 0; i < slots; ++i) {
+    if (!served[i / top_k_]) continue;
+    const int64_t row = next_send_[placement_.owner(tokens.ids[i])]++;
     row_of_[i] = static_cast<int32_t>(row);
     send_token_[row] = i / top_k_;
     send_expert_[row] = placement_.local_index(tokens.ids[i]);
@@ -101,7 +116,7 @@ void ExpertExchange::Dispatch(const Tokens& tokens) {
     recv_bytes_[r] = recv_rows_[r] * static_cast<int64_t>(sizeof(int32_t));
   }
   world_->AllToAllV(send_expert_.data(), send_bytes_, expert_.data(), recv_bytes_);
-  Gather(tokens.x, tokens.count, send_token_, Grow(&send_, slots));
+  Gather(tokens.x, tokens.count, send_token_, Grow(&send_, sent));
   for (int r = 0; r < world_->size(); ++r) {
     send_bytes_[r] = send_rows_[r] * row_bytes_;
     recv_bytes_[r] = recv_rows_[r] * row_bytes_;

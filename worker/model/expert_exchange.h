@@ -4,6 +4,7 @@
 #include <memory>
 #include <vector>
 
+#include "common/layout.h"
 #include "common/model_config.h"
 #include "kernels/backend.h"
 #include "worker/comm/communicator.h"
@@ -17,9 +18,19 @@ namespace hadal {
 // travel to the ranks that own their experts and come back. Buffers are kept between calls. One thread.
 class ExpertExchange {
  public:
-  ExpertExchange(const ModelConfig& config, Backend* backend, std::shared_ptr<Communicator> world);
+  // Rows that one rank sends, and receives, when `tokens` tokens a group choose experts evenly. More
+  // come when they do not; the buffers then grow.
+  static int64_t EvenRows(const ModelConfig& config, const Layout& layout, int64_t tokens);
+  // Of `rows` rows, in the buffers of RunExchange.
+  static int64_t BufferBytes(const ModelConfig& config, DType activation, int64_t rows) {
+    return 3 * rows * config.dim * DTypeSize(activation);
+  }
 
-  // A group of routed tokens.
+  // Sized for `exchange_rows` rows: 0 when only RunLocal is used.
+  ExpertExchange(const ModelConfig& config, Backend* backend, std::shared_ptr<Communicator> world,
+                 int64_t exchange_rows);
+
+  // A step's routed tokens.
   struct Tokens {
     const void* x = nullptr;           // [count, dim] act
     const int32_t* ids = nullptr;      // [count, top_k]
@@ -32,12 +43,12 @@ class ExpertExchange {
   // out (+)= the weighted outputs of this rank's experts alone; row_out: [count * top_k, dim] act.
   void RunLocal(const MoeWeights& weights, const Tokens& tokens, void* row_out);
 
-  // out (+)= the weighted outputs of all chosen experts. Every rank of the world calls it, also with
-  // no tokens. Throws CommError.
-  void RunExchange(const MoeWeights& weights, const Tokens& tokens);
+  // For tokens t with served[t]: out (+)= the weighted outputs of all chosen experts; for the others
+  // out (+)= 0. Every rank of the world calls it, also with no tokens. Throws CommError.
+  void RunExchange(const MoeWeights& weights, const Tokens& tokens, const uint8_t* served);
 
  private:
-  void Dispatch(const Tokens& tokens);
+  void Dispatch(const Tokens& tokens, const uint8_t* served);
   void ExchangeCounts();
   void RunArrivals(const MoeWeights& weights);
   void RunExperts(const MoeWeights& weights, const void* x, void* row_out);
@@ -61,12 +72,14 @@ class ExpertExchange {
   std::vector<int32_t> offsets_;     // [local experts + 1]
   std::vector<int32_t> row_token_;   // [rows] sorted
   std::vector<int32_t> position_;    // [rows]
+  std::vector<int32_t> next_row_;    // [local experts]
   std::vector<int32_t> row_of_;      // [tokens, top_k] row of the outputs, -1: not here
 
   std::vector<int32_t> send_token_;  // [sent rows] token, by destination rank
   std::vector<int32_t> send_expert_; // [sent rows] expert index at its owner
   std::vector<int64_t> send_rows_;   // [world]
   std::vector<int64_t> recv_rows_;   // [world]
+  std::vector<int64_t> next_send_;   // [world]
   std::vector<int64_t> send_bytes_;  // [world]
   std::vector<int64_t> recv_bytes_;  // [world]
   std::unique_ptr<DeviceBuffer> send_;      // [sent rows, dim] act; the outputs come back into it

@@ -7,29 +7,12 @@
 namespace hadal {
 namespace {
 
-DType CacheDType(const ModelConfig& config) {
-  return config.dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
-}
-
-int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks) {
-  return blocks * kBlockSize * config.latent_dim() * DTypeSize(CacheDType(config));
-}
-
 // The element `count` activations after `base`.
 void* Offset(void* base, int64_t count, DType dtype) {
   return static_cast<uint8_t*>(base) + count * DTypeSize(dtype);
 }
 
 }  // namespace
-
-MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Backend& backend,
-                      const ModelOptions& options) {
-  Workspace unused;
-  return {.weights = PlanWeightBytes(config, layout, backend),
-          .kv_per_block = config.n_layers * LayerCacheBytes(config, 1),
-          .workspace = MakeWorkspace(config, layout, options, backend.activation_dtype(), nullptr,
-                                     &unused)};
-}
 
 StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config, const Layout& layout,
                                              const Checkpoint& checkpoint, Backend* backend,
@@ -54,13 +37,13 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
       layer_cache_bytes_(LayerCacheBytes(config, options.kv_blocks)),
       softmax_scale_(config.SoftmaxScale()),
       cache_(backend->Allocate(config.n_layers * layer_cache_bytes_)),
-      experts_(config, backend, comm_.world) {
+      experts_(config, backend, comm_.world, ExchangeRows(config, layout, options)) {
   MakeWorkspace(config, layout, options, backend->activation_dtype(), backend, &space_);
   const std::vector<float> table = RopeTable(config);
   backend_->CopyToDevice(space_.cos_sin->data, table.data(),
                          static_cast<int64_t>(table.size() * sizeof(float)));
   for (int r = 0; r < layout.tensor_parallel; ++r) {
-    vocab_pieces_.push_back(SplitRange(config.vocab_size, layout.tensor_parallel, r).size());
+    vocab_pieces_.push_back(SplitRange(config.vocab_size, layout.tensor_parallel, r));
   }
 }
 
@@ -86,6 +69,11 @@ void Transformer::StartStep(const Batch& batch) {
     }
   }
   logit_tokens_ = batch.logit_tokens;
+  // By position, not by place in the batch: a token's sum then has the same order in every batch.
+  served_.clear();
+  for (int32_t pos : batch.positions) {
+    served_.push_back(pos % layout_.tensor_parallel == layout_.tp_rank());
+  }
   backend_->CopyToDevice(space_.token_ids->data, batch.tokens.data(), tokens_ * 4);
   backend_->CopyToDevice(space_.positions->data, batch.positions.data(), tokens_ * 4);
   backend_->CopyToDevice(space_.cache_rows->data, cache_rows_.data(), tokens_ * 8);
@@ -255,40 +243,29 @@ void Transformer::DenseMlp(const MlpWeights& w, void* out) {
 void Transformer::Moe(const MoeWeights& w) {
   const bool shared = w.shared.width > 0 && tokens_ > 0;
   if (shared) DenseMlp(w.shared, space_.delta->data);
+  Route(w);
+  const ExpertExchange::Tokens routed{.x = space_.normed->data,
+                                      .ids = expert_ids_.data(),
+                                      .weights = expert_weights_.data(),
+                                      .count = tokens_,
+                                      .out = space_.delta->data,
+                                      .accumulate = shared};
   if (layout_.data_parallel == 1) {
-    Route(w, space_.normed->data, tokens_);
-    experts_.RunLocal(w,
-                      {.x = space_.normed->data, .ids = expert_ids_.data(),
-                       .weights = expert_weights_.data(), .count = tokens_,
-                       .out = space_.delta->data, .accumulate = shared},
-                      space_.row_out->data);
-    return;
+    experts_.RunLocal(w, routed, space_.row_out->data);
+  } else {
+    experts_.RunExchange(w, routed, served_.data());
   }
-  // Without shared experts the tokens of the other slices would keep what delta held before.
-  if (!shared && tokens_ > 0) {
-    std::vector<float> zeros(tokens_ * config_.dim);
-    backend_->CopyToDevice(space_.delta->data, zeros.data(),
-                           static_cast<int64_t>(zeros.size() * sizeof(float)));
-  }
-  const Range slice = SplitRange(tokens_, layout_.tensor_parallel, layout_.tp_rank());
-  const DType act = backend_->activation_dtype();
-  const void* x = Offset(space_.normed->data, slice.begin * config_.dim, act);
-  Route(w, x, static_cast<int>(slice.size()));
-  experts_.RunExchange(w, {.x = x, .ids = expert_ids_.data(), .weights = expert_weights_.data(),
-                           .count = static_cast<int>(slice.size()),
-                           .out = Offset(space_.delta->data, slice.begin * config_.dim, act),
-                           .accumulate = true});
 }
 
-void Transformer::Route(const MoeWeights& w, const void* x, int tokens) {
-  expert_ids_.resize(static_cast<size_t>(tokens) * config_.n_activated_experts);
+void Transformer::Route(const MoeWeights& w) {
+  expert_ids_.resize(static_cast<size_t>(tokens_) * config_.n_activated_experts);
   expert_weights_.resize(expert_ids_.size());
-  if (tokens == 0) return;
+  if (tokens_ == 0) return;
   const bool grouped = config_.topk_method != TopkMethod::kGreedy;
-  backend_->Route({.x = x,
+  backend_->Route({.x = space_.normed->data,
                    .gate = w.gate->as<float>(),
                    .bias = w.bias == nullptr ? nullptr : w.bias->as<float>(),
-                   .tokens = tokens,
+                   .tokens = tokens_,
                    .dim = config_.dim,
                    .experts = static_cast<int>(config_.n_routed_experts),
                    .top_k = static_cast<int>(config_.n_activated_experts),
@@ -331,14 +308,13 @@ void Transformer::Logits(int first, int count, float* out) {
   own_logits_.resize(count * own);
   backend_->CopyToHost(own_logits_.data(), space_.logits->data, count * own * 4);
   all_logits_.resize(count * vocab);
-  std::vector<int64_t> bytes;
-  for (int64_t piece : vocab_pieces_) bytes.push_back(piece * count * 4);
-  comm_.tensor->AllGatherV(own_logits_.data(), all_logits_.data(), bytes);
-  const float* piece = all_logits_.data();
-  for (int r = 0; r < layout_.tensor_parallel; ++r) {
-    const Range range = SplitRange(vocab, layout_.tensor_parallel, r);
-    for (int i = 0; i < count; ++i, piece += range.size()) {
-      std::memcpy(out + i * vocab + range.begin, piece, range.size() * 4);
+  piece_bytes_.clear();
+  for (const Range& piece : vocab_pieces_) piece_bytes_.push_back(piece.size() * count * 4);
+  comm_.tensor->AllGatherV(own_logits_.data(), all_logits_.data(), piece_bytes_);
+  const float* from = all_logits_.data();
+  for (const Range& piece : vocab_pieces_) {
+    for (int i = 0; i < count; ++i, from += piece.size()) {
+      std::memcpy(out + i * vocab + piece.begin, from, piece.size() * 4);
     }
   }
 }

@@ -29,7 +29,7 @@ class Transformer final : public Model {
   void FeedForward(const LayerWeights& layer);
   void DenseMlp(const MlpWeights& w, void* out);
   void Moe(const MoeWeights& w);
-  void Route(const MoeWeights& w, const void* x, int tokens);
+  void Route(const MoeWeights& w);
   // residual += delta_, then normed = norm(residual).
   void AddAndNorm(const DeviceBuffer& weight);
   void SumOverGroup(void* data, int64_t count);
@@ -56,11 +56,13 @@ class Transformer final : public Model {
   std::vector<AttentionRow> prefill_rows_;
   std::vector<int64_t> cache_rows_;      // [tokens]
   std::vector<int32_t> logit_tokens_;
+  std::vector<uint8_t> served_;          // [tokens] with D > 1: whether this rank of the group sends it
   std::vector<int32_t> expert_ids_;      // [tokens, top_k]
   std::vector<float> expert_weights_;    // [tokens, top_k]
   std::vector<float> own_logits_;        // [max_step_logits, own vocabulary]
   std::vector<float> all_logits_;        // the ranks' pieces, one after the other
-  std::vector<int64_t> vocab_pieces_;    // [tensor_parallel] rows of the head
+  std::vector<Range> vocab_pieces_;      // [tensor_parallel] rows of the head
+  std::vector<int64_t> piece_bytes_;     // [tensor_parallel]
 };
 
 }  // namespace hadal

@@ -3,7 +3,22 @@
 #include <algorithm>
 #include <cmath>
 
+#include "worker/model/expert_exchange.h"
+
 namespace hadal {
+
+DType CacheDType(const ModelConfig& config) {
+  return config.dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
+}
+
+int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks) {
+  return blocks * kBlockSize * config.latent_dim() * DTypeSize(CacheDType(config));
+}
+
+int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const ModelOptions& options) {
+  if (layout.data_parallel == 1 || config.n_dense_layers >= config.n_layers) return 0;
+  return ExpertExchange::EvenRows(config, layout, options.max_step_tokens);
+}
 
 int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const ModelOptions& options,
                       DType activation, Backend* backend, Workspace* workspace) {
@@ -33,7 +48,8 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   make(&w.attn_out, n * heads * config.v_head_dim, act);
   make(&w.gate_up, n * 2 * width, act);
   make(&w.mlp_act, n * width, act);
-  make(&w.row_out, n * config.n_activated_experts * config.dim, act);
+  const bool local = layout.data_parallel == 1;
+  make(&w.row_out, local ? n * config.n_activated_experts * config.dim : 0, act);
   make(&w.token_ids, n, sizeof(int32_t));
   make(&w.positions, n, sizeof(int32_t));
   make(&w.cache_rows, n, sizeof(int64_t));

@@ -10,6 +10,13 @@
 
 namespace hadal {
 
+// Of the latent cache.
+DType CacheDType(const ModelConfig& config);
+int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks);
+
+// Rows that ExpertExchange makes room for.
+int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const ModelOptions& options);
+
 // Every activation buffer of a step, allocated once. N = max_step_tokens; "act" is the backend's
 // activation type. Heads and widths are this rank's.
 struct Workspace {
@@ -26,7 +33,7 @@ struct Workspace {
   Buffer attn_out;      // [N, heads, v_head_dim] act
   Buffer gate_up;       // [N, 2 * widest MLP] act
   Buffer mlp_act;       // [N, widest MLP] act
-  Buffer row_out;       // [N * top_k, dim] act: expert outputs
+  Buffer row_out;       // [N * top_k, dim] act: expert outputs, only with one D group
   Buffer token_ids;     // [N] int32
   Buffer positions;     // [N] int32
   Buffer cache_rows;    // [N] int64

@@ -1,0 +1,100 @@
+#pragma once
+
+#include <grpcpp/grpcpp.h>
+
+#include <chrono>
+#include <functional>
+#include <memory>
+#include <utility>
+
+#include "common/clock.h"
+#include "server/engine/engine.h"
+#include "server/frontend/answer.h"
+#include "server/frontend/event_writer.h"
+#include "server/frontend/request_builder.h"
+#include "server/frontend/served_model.h"
+#include "server/frontend/wire.h"
+#include "server/frontend/work_queue.h"
+
+namespace hadal {
+
+// The way of a request from its bytes to the engine: gRPC's threads only queue it; one thread parses,
+// validates, encodes and submits, another writes the answers.
+class Intake {
+ public:
+  // Pointers outlive the intake.
+  Intake(const ServedModel* model, Engine* engine, const Clock* clock);
+
+  // The reactor of a call whose request is a `Wire` message and whose answer is a stream of events.
+  template <typename Wire>
+  grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
+                                                     const grpc::ByteBuffer* request) {
+    const uint64_t id = engine_->NextRequestId();
+    auto call = MakeStreamWriter(kMaxBufferedBytes, [this, id] { engine_->Cancel(id); });
+    Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
+    return call.reactor;
+  }
+
+  // The same for a call that is answered at once with a Completion.
+  template <typename Wire>
+  grpc::ServerUnaryReactor* Once(grpc::CallbackServerContext* context,
+                                 const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
+    const uint64_t id = engine_->NextRequestId();
+    auto call = MakeCompletionWriter(response, [this, id] { engine_->Cancel(id); });
+    Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
+    return call.reactor;
+  }
+
+  // The reactor of a call that needs no engine: `work` fills an Out from an In on the intake's thread.
+  template <typename In, typename Out>
+  grpc::ServerUnaryReactor* Compute(grpc::CallbackServerContext* context,
+                                    const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
+                                    Status (*work)(const In&, const ServedModel&, Out*)) {
+    grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
+    const bool queued = requests_.Post([this, request, response, reactor, work] {
+      In in;
+      Out out;
+      Status status = ParseMessage(*request, &in);
+      if (status.ok()) status = work(in, *model_, &out);
+      if (status.ok()) *response = SerialiseMessage(out);
+      reactor->Finish(ToGrpc(status));
+    });
+    if (!queued) reactor->Finish(ToGrpc(TooMany()));
+    return reactor;
+  }
+
+  // Handles what waits, then ends both threads.
+  void Stop();
+
+ private:
+  static constexpr size_t kMaxQueued = 4096;
+  static constexpr size_t kMaxBufferedBytes = 1 << 20;  // of one stream whose client does not read
+
+  static Status TooMany();
+  // Of the engine's clock.
+  int64_t DeadlineUs(const grpc::CallbackServerContext& context) const;
+
+  template <typename Wire>
+  void Take(uint64_t id, const grpc::ByteBuffer& bytes, int64_t deadline_us,
+            const std::shared_ptr<EventWriter>& writer) {
+    const bool queued = requests_.Post([this, id, bytes, deadline_us, writer] {
+      Wire wire;
+      Status status = ParseMessage(bytes, &wire);
+      if (status.ok()) status = Submit(id, deadline_us, BuildRequest(wire, *model_), writer);
+      if (!status.ok()) Refuse(id, status, writer.get());
+    });
+    if (!queued) Refuse(id, TooMany(), writer.get());
+  }
+
+  Status Submit(uint64_t id, int64_t deadline_us, StatusOr<BuiltRequest> built,
+                const std::shared_ptr<EventWriter>& writer);
+  static void Refuse(uint64_t id, const Status& status, EventWriter* writer);
+
+  const ServedModel* const model_;
+  Engine* const engine_;
+  const Clock* const clock_;
+  AnswerQueue answers_;
+  WorkQueue<std::function<void()>> requests_;
+};
+
+}  // namespace hadal

@@ -1,0 +1,143 @@
+#include <algorithm>
+#include <deque>
+#include <mutex>
+#include <string>
+#include <utility>
+
+#include "server/frontend/event_writer.h"
+#include "server/frontend/wire.h"
+
+namespace hadal {
+namespace {
+
+// gRPC operations are started outside the lock: their reactions may run on the same thread.
+class StreamWriter final : public EventWriter,
+                           public grpc::ServerWriteReactor<grpc::ByteBuffer>,
+                           public std::enable_shared_from_this<StreamWriter> {
+ public:
+  StreamWriter(size_t max_buffered_bytes, std::function<void()> on_cancel)
+      : max_buffered_bytes_(max_buffered_bytes), on_cancel_(std::move(on_cancel)) {}
+
+  void KeepAliveUntilDone() { self_ = shared_from_this(); }
+
+  void Write(v1::Event event) override {
+    bool slow = false;
+    {
+      std::lock_guard lock(mutex_);
+      if (ended_) return;
+      Buffer(std::move(event));
+      slow = buffered_bytes_ > max_buffered_bytes_;
+    }
+    if (slow) return EndSlowStream();
+    Advance();
+  }
+
+  void Finish(const Status& status) override {
+    {
+      std::lock_guard lock(mutex_);
+      if (std::exchange(ended_, true)) return;
+      status_ = ToGrpc(status);
+    }
+    Advance();
+  }
+
+  void OnWriteDone(bool ok) override {
+    {
+      std::lock_guard lock(mutex_);
+      writing_ = false;
+      if (!ok) events_.clear();
+    }
+    Advance();
+  }
+
+  void OnCancel() override {
+    cancelled_ = true;
+    {
+      std::lock_guard lock(mutex_);
+      events_.clear();
+      if (!std::exchange(ended_, true)) status_ = grpc::Status::CANCELLED;
+    }
+    on_cancel_();
+    Advance();
+  }
+
+  void OnDone() override { self_.reset(); }
+
+ private:
+  // REQUIRES: mutex_ held.
+  void Buffer(v1::Event event) {
+    buffered_bytes_ += event.ByteSizeLong();
+    if (event.has_delta() && !events_.empty() && events_.back().has_delta()) {
+      AppendDelta(event.delta(), events_.back().mutable_delta());
+    } else {
+      events_.push_back(std::move(event));
+    }
+  }
+
+  // Starts the next write, or the end of the stream when all is written.
+  void Advance() {
+    bool write = false;
+    {
+      std::lock_guard lock(mutex_);
+      if (writing_ || finished_) return;
+      if (!events_.empty()) {
+        bytes_ = SerialiseMessage(events_.front());
+        buffered_bytes_ -= std::min(buffered_bytes_, events_.front().ByteSizeLong());
+        events_.pop_front();
+        writing_ = write = true;
+      } else if (ended_) {
+        finished_ = true;
+      } else {
+        return;
+      }
+    }
+    if (write) {
+      StartWrite(&bytes_);
+    } else {
+      grpc::ServerWriteReactor<grpc::ByteBuffer>::Finish(status_);
+    }
+  }
+
+  void EndSlowStream() {
+    {
+      std::lock_guard lock(mutex_);
+      if (std::exchange(ended_, true)) return;
+      events_.clear();
+      status_ = {grpc::StatusCode::RESOURCE_EXHAUSTED,
+                 "the client does not read its answer: too much of it is waiting"};
+    }
+    cancelled_ = true;
+    on_cancel_();
+    Advance();
+  }
+
+  const size_t max_buffered_bytes_;
+  const std::function<void()> on_cancel_;
+  std::shared_ptr<StreamWriter> self_;  // until OnDone
+  grpc::ByteBuffer bytes_;              // being written
+  std::mutex mutex_;
+  // All below are guarded by mutex_.
+  std::deque<v1::Event> events_;
+  size_t buffered_bytes_ = 0;
+  bool writing_ = false;
+  bool ended_ = false;     // no event follows
+  bool finished_ = false;  // gRPC was told
+  grpc::Status status_;    // constant once ended_
+};
+
+}  // namespace
+
+CallWriter<grpc::ServerWriteReactor<grpc::ByteBuffer>> MakeStreamWriter(
+    size_t max_buffered_bytes, std::function<void()> on_cancel) {
+  auto writer = std::make_shared<StreamWriter>(max_buffered_bytes, std::move(on_cancel));
+  writer->KeepAliveUntilDone();
+  return {writer, writer.get()};
+}
+
+void AppendDelta(const v1::Delta& delta, v1::Delta* sum) {
+  const std::string text = sum->text() + delta.text();
+  sum->MergeFrom(delta);  // repeated fields are appended, text is replaced
+  sum->set_text(text);
+}
+
+}  // namespace hadal
