@@ -1,0 +1,133 @@
+// Criterion for bf16 and FP8 checkpoints: rounding flips experts, so a fixed tolerance would lie. The
+// reference also emulates rounding to bf16 after every op; our error against float64 is compared with
+// the emulation's, over at least 2,000 positions of each shape.
+#include <fmt/format.h>
+
+#include <algorithm>
+#include <cmath>
+
+#include "kernels/cpu/cpu_backend.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+#include "tests/worker/model/conformance_steps.h"
+#include "tests/worker/model/reference_case.h"
+
+namespace hadal::testing {
+namespace {
+
+constexpr double kMeanRatio = 1.3;
+constexpr double kP99Ratio = 1.5;
+constexpr size_t kMinPositions = 2000;
+constexpr int kMaxStepTokens = 512;
+
+struct ErrorSummary {
+  double mean = 0;
+  double p99 = 0;
+};
+
+ErrorSummary Summarise(std::vector<double> errors) {
+  double sum = 0;
+  for (double e : errors) sum += e;
+  const double mean = sum / static_cast<double>(errors.size());
+  const size_t at = errors.size() * 99 / 100;
+  std::nth_element(errors.begin(), errors.begin() + at, errors.end());
+  return {mean, errors[at]};
+}
+
+class RoundedCase {
+ public:
+  RoundedCase(const std::string& shape, const std::string& dtype)
+      : name_(shape + "-" + dtype), dir_(CasesDirectory("HADAL_CASES") + "/" + name_) {
+    prompts_ = ReadReferencePrompts(dir_ + "/expected.safetensors");
+    std::vector<double> errors;
+    for (const ReferencePrompt& prompt : prompts_) {
+      sequences_.push_back(prompt.tokens);
+      kv_blocks_ += static_cast<int>(prompt.tokens.size()) / kBlockSize + 1;
+      for (size_t j = 0; j < prompt.logprobs.size(); ++j) {
+        errors.push_back(std::abs(prompt.emulated_logprobs[j] - prompt.logprobs[j]));
+      }
+    }
+    REQUIRE(errors.size() >= kMinPositions);
+    emulation_ = Summarise(std::move(errors));
+  }
+
+  void Check(int tensor_parallel, int data_parallel, const std::string& isa) {
+    ModelGroup group(dir_, {.tensor_parallel = tensor_parallel,
+                            .data_parallel = data_parallel,
+                            .isa = isa,
+                            .max_step_tokens = kMaxStepTokens,
+                            .kv_blocks = kv_blocks_});
+    std::vector<int> third;
+    for (const auto& tokens : sequences_) third.push_back(static_cast<int>(tokens.size()) / 3);
+    Compare(&group, fmt::format("{} x {}, {}", tensor_parallel, data_parallel, isa),
+            WholeScheme(sequences_, data_parallel, kMaxStepTokens));
+    Compare(&group, fmt::format("{} x {}, {}", tensor_parallel, data_parallel, isa),
+            SplitDecode(third, data_parallel));
+  }
+
+ private:
+  // The decode rows of all sequences would not fit one step: a few sequences at a time.
+  StepScheme SplitDecode(const std::vector<int>& prompt_tokens, int groups) const {
+    StepScheme all{"decode", {}};
+    const StepScheme scheme = DecodeScheme(sequences_, prompt_tokens, 3, groups);
+    for (const StepSpec& step : scheme.steps) {
+      std::vector<StepSpec> parts;
+      for (int g = 0; g < groups; ++g) {
+        size_t part = 0;
+        int used = 0;
+        for (const RowSpec& row : step[g]) {
+          if (used + row.count > kMaxStepTokens) {
+            ++part;
+            used = 0;
+          }
+          used += row.count;
+          if (parts.size() <= part) parts.resize(part + 1, StepSpec(groups));
+          parts[part][g].push_back(row);
+        }
+      }
+      for (StepSpec& part : parts) all.steps.push_back(std::move(part));
+    }
+    return all;
+  }
+
+  void Compare(ModelGroup* group, const std::string& setting, const StepScheme& scheme) {
+    const SequenceLogits logits = group->Run(sequences_, scheme.steps, RandomSeed());
+    std::vector<double> errors;
+    for (size_t s = 0; s < prompts_.size(); ++s) {
+      for (size_t j = 0; j < prompts_[s].logprobs.size(); ++j) {
+        const double ours = LogProb(logits[s][j], prompts_[s].tokens[j + 1]);
+        errors.push_back(std::abs(ours - prompts_[s].logprobs[j]));
+      }
+    }
+    const ErrorSummary ours = Summarise(std::move(errors));
+    fmt::print("{:<14} {:<20} {:<7} mean {:.4f} = {:.2f} x emulation, p99 {:.4f} = {:.2f} x\n", name_,
+               setting, scheme.name, ours.mean, ours.mean / emulation_.mean, ours.p99,
+               ours.p99 / emulation_.p99);
+    INFO(name_ << ", " << setting << ", " << scheme.name);
+    CHECK(ours.mean <= kMeanRatio * emulation_.mean);
+    CHECK(ours.p99 <= kP99Ratio * emulation_.p99);
+  }
+
+  const std::string name_;
+  const std::string dir_;
+  std::vector<ReferencePrompt> prompts_;
+  TokenLists sequences_;
+  int kv_blocks_ = 0;
+  ErrorSummary emulation_;
+};
+
+void CheckShapes(const std::string& dtype) {
+  const std::string best(CpuIsaName(SupportedCpuIsas().back()));
+  for (const std::string& shape : ReferenceShapes()) {
+    RoundedCase test(shape, dtype);
+    test.Check(1, 1, best);
+    test.Check(2, 2, best);
+    test.Check(1, 1, "portable");
+  }
+}
+
+TEST_CASE("bf16 errors stay near those of emulated rounding") { CheckShapes("bf16"); }
+TEST_CASE("FP8 errors stay near those of emulated rounding") { CheckShapes("fp8"); }
+
+}  // namespace
+}  // namespace hadal::testing
