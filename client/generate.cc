@@ -119,6 +119,8 @@ nlohmann::json ToJson(const Answer& answer, const GenerateOptions& options) {
        {{"prompt_tokens", answer.usage.prompt_tokens()},
         {"cached_tokens", answer.usage.cached_tokens()},
         {"completion_tokens", answer.usage.completion_tokens()}}}};
+  // A prompt of one token has no log-probabilities to send.
+  if (options.prompt_logprobs && answer.prompt_logprobs.is_null()) out["prompt_logprobs"] = {nullptr};
   if (options.logprobs.value_or(0) > 0) out["top_logprobs"] = answer.top_logprobs;
   return out;
 }

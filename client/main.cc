@@ -8,6 +8,7 @@
 #include "client/connection.h"
 #include "client/generate.h"
 #include "client/model_info.h"
+#include "client/server_status.h"
 
 namespace hadal {
 namespace {
@@ -85,6 +86,15 @@ void AddReady(CLI::App* app, Action* action) {
   });
 }
 
+void AddStatus(CLI::App* app, Action* action) {
+  auto options = std::make_shared<RequestFlags>();
+  auto json = std::make_shared<bool>(false);
+  CLI::App* status = app->add_subcommand("status", "What the server serves and how busy it is");
+  AddServerFlag(&options->server, status);
+  status->add_flag("--json", *json, "print one JSON object");
+  status->callback([=] { *action = [=] { return PrintServerStatus(options->server, *json); }; });
+}
+
 }  // namespace
 }  // namespace hadal
 
@@ -98,6 +108,7 @@ int main(int argc, char** argv) {
   hadal::AddBench(&app, &action);
   hadal::AddModelInfo(&app, &action);
   hadal::AddReady(&app, &action);
+  hadal::AddStatus(&app, &action);
   CLI11_PARSE(app, argc, argv);
   const hadal::Status status = action();
   if (status.ok()) return 0;
