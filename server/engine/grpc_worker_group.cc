@@ -15,43 +15,76 @@
 namespace hadal {
 namespace {
 
+// A status travels in a header. Peers accept 8 KiB of them, and escaping can treble its length.
+constexpr size_t kLongestReason = 2000;
+constexpr size_t kLongestFailure = 1000;
+constexpr size_t kLongestName = 100;
+
+// A Hello beyond these is a mistake: the engine's tables for it would not fit into memory.
+constexpr int64_t kMaxRanks = 1 << 16;
+constexpr int64_t kMaxKvBlocks = 1 << 24;  // over all data-parallel groups
+constexpr int64_t kMaxSlots = 1 << 20;     // over all data-parallel groups
+constexpr int64_t kMaxStepTokens = 1 << 20;
+
 // In a time that depends on the lengths alone.
 bool SameSecret(std::string_view given, std::string_view expected) {
-  unsigned difference = given.size() == expected.size() ? 0 : 1;
-  for (size_t i = 0; i < given.size() && !expected.empty(); ++i) {
-    difference |= static_cast<unsigned char>(given[i]) ^
-                  static_cast<unsigned char>(expected[i % expected.size()]);
+  if (given.size() != expected.size()) return false;
+  volatile unsigned char difference = 0;
+  for (size_t i = 0; i < given.size(); ++i) {
+    difference = difference | static_cast<unsigned char>(given[i] ^ expected[i]);
   }
   return difference == 0;
 }
 
 grpc::Status ToGrpc(const Status& status) {
-  if (status.ok()) return grpc::Status::OK;
-  return {static_cast<grpc::StatusCode>(status.code()), status.message()};
+  return {static_cast<grpc::StatusCode>(status.code()),
+          DisplayText(status.message(), kLongestReason)};
+}
+
+GroupCapacity CapacityOf(const v1::Hello& hello) {
+  return {.fingerprint = hello.fingerprint(),
+          .tensor_parallel = hello.tensor_parallel(),
+          .data_parallel = hello.data_parallel(),
+          .kv_blocks = hello.kv_blocks(),
+          .max_slots = hello.max_slots(),
+          .max_step_tokens = hello.max_step_tokens()};
+}
+
+// `limit` holds for the product of `value` and `factor`.
+Status CheckRange(const char* field, int64_t value, int64_t factor, int64_t limit) {
+  if (value >= 1 && value * factor <= limit) return OkStatus();
+  return InvalidArgument("{}: {} given, it must be at least 1 and at most {} over the whole group",
+                         field, value, limit);
 }
 
 Status CheckHello(const v1::Hello& hello, const WorkerServiceOptions& options) {
   if (hello.protocol_version() != kWorkerProtocolVersion) {
-    return FailedPrecondition("protocol_version: the worker speaks {}, this server {}; use binaries of "
-                              "one build", hello.protocol_version(), kWorkerProtocolVersion);
+    return FailedPrecondition(
+        "protocol_version: the worker speaks {}, this server {}; use binaries of one build",
+        hello.protocol_version(), kWorkerProtocolVersion);
   }
   if (!options.join_secret.empty() && !SameSecret(hello.join_secret(), options.join_secret)) {
     return {StatusCode::kPermissionDenied,
             "join_secret: wrong; give the workers the server's --join-secret-file"};
   }
   if (!options.fingerprint.empty() && hello.fingerprint() != options.fingerprint) {
-    return FailedPrecondition("fingerprint: the workers were given another model directory than the "
-                              "server ({} here, {} there)", options.fingerprint,
-                              DisplayText(hello.fingerprint(), 64));
+    return FailedPrecondition(
+        "fingerprint: the workers and the server were given different model directories ({} there, "
+        "{} here); start both with the same --model",
+        DisplayText(hello.fingerprint(), kLongestName), options.fingerprint);
   }
-  if (hello.tensor_parallel() < 1) {
-    return InvalidArgument("tensor_parallel: {} given, at least 1 is needed", hello.tensor_parallel());
-  }
-  return OkStatus();
+  const int64_t groups = hello.data_parallel();
+  HADAL_RETURN_IF_ERROR(CheckRange("data_parallel", groups, 1, kMaxRanks));
+  HADAL_RETURN_IF_ERROR(CheckRange("tensor_parallel", hello.tensor_parallel(), groups, kMaxRanks));
+  HADAL_RETURN_IF_ERROR(CheckRange("kv_blocks", hello.kv_blocks(), groups, kMaxKvBlocks));
+  HADAL_RETURN_IF_ERROR(CheckRange("max_slots", hello.max_slots(), groups, kMaxSlots));
+  return CheckRange("max_step_tokens", hello.max_step_tokens(), 1, kMaxStepTokens);
 }
 
-// One Join stream. Reactor and worker group in one object: gRPC keeps it until OnDone, the engine until
-// it has forgotten the group. gRPC operations are started outside the lock.
+// One Join stream: reactor and worker group in one object, which gRPC keeps until OnDone and the
+// engine until it has forgotten the group. gRPC calls OnReadDone one at a time and OnWriteDone
+// beside it. A read is outstanding until the stream has ended, so every end of it is seen there:
+// behind the worker's last message, never before it. gRPC operations are started outside the lock.
 class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::ServerMessage>,
                           public WorkerGroup,
                           public std::enable_shared_from_this<JoinReactor> {
@@ -78,112 +111,89 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
   }
 
   void Close(const Status& reason) override {
-    {
-      std::lock_guard lock(mutex_);
-      lost_ = true;  // the engine knows
-    }
     End(reason.ok() ? Unavailable("the server ended the group") : reason);
   }
 
   void OnReadDone(bool ok) override {
-    if (!ok) {
-      Lose(Unavailable("the connection to the workers was lost"));
-      return End(OkStatus());
-    }
-    const Status status = Handle(&in_);
+    const Status status = !ok ? EndOfReading() : epoch_ == 0 ? Greet() : TakeMessage();
     if (status.ok()) return StartRead(&in_);
-    if (!greeted_) spdlog::warn("worker group from {} refused: {}", peer_, status.ToString());
-    Lose(status);
-    End(status);
+    if (epoch_ == 0) spdlog::warn("worker group from {} refused: {}", peer_, status.ToString());
+    // The engine knows when it was the one to end the stream.
+    if (End(status) && epoch_ != 0) engine_->OnGroupLost(epoch_, status);
   }
 
-  void OnWriteDone(bool ok) override {
+  void OnWriteDone(bool) override {
     {
       std::lock_guard lock(mutex_);
       writing_ = false;
-      if (!ok) out_.clear();
     }
-    Advance();
-  }
-
-  void OnCancel() override {
-    Lose(Unavailable("the workers have gone"));
-    End({StatusCode::kCancelled, "cancelled"});
+    Advance();  // when the write failed, so does the read
   }
 
   void OnDone() override { self_.reset(); }
 
  private:
-  // Thread: gRPC's, one read at a time. Not OK: the stream ends with it.
-  Status Handle(v1::WorkerMessage* message) {
-    switch (message->message_case()) {
-      case v1::WorkerMessage::kHello:
-        if (!greeted_) return Greet(message->hello());
-        return InvalidArgument("a second hello");
-      case v1::WorkerMessage::kResult: {
-        const std::string& bytes = message->result();
-        if (!greeted_) break;
-        HADAL_ASSIGN_OR_RETURN(
-            StepResult result,
-            DecodeStepResult({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));
-        engine_->OnResult(std::move(result));
-        return OkStatus();
-      }
-      case v1::WorkerMessage::kFailure:
-        if (!greeted_) break;
-        return Unavailable("{}", DisplayText(message->failure(), 1000));
-      case v1::WorkerMessage::MESSAGE_NOT_SET: break;
-    }
-    return InvalidArgument("the first message of a worker group must be hello, and no other empty");
+  Status EndOfReading() const {
+    if (epoch_ == 0) return InvalidArgument("the stream of a worker group must begin with hello");
+    return Unavailable("the connection to the workers on {} was lost", host_);
   }
 
-  Status Greet(const v1::Hello& hello) {
+  Status Greet() {
+    if (!in_.has_hello()) {
+      return InvalidArgument("the stream of a worker group must begin with hello");
+    }
+    const v1::Hello& hello = in_.hello();
     HADAL_RETURN_IF_ERROR(CheckHello(hello, options_));
-    capacity_ = {.fingerprint = hello.fingerprint(),
-                 .tensor_parallel = hello.tensor_parallel(),
-                 .data_parallel = hello.data_parallel(),
-                 .kv_blocks = hello.kv_blocks(),
-                 .max_slots = hello.max_slots(),
-                 .max_step_tokens = hello.max_step_tokens()};
-    HADAL_ASSIGN_OR_RETURN(const uint64_t epoch, engine_->Join(shared_from_this()));
-    greeted_ = true;
-    spdlog::info("worker group of {} x {} ranks on {} ({}) joined", capacity_.tensor_parallel,
-                 capacity_.data_parallel, DisplayText(hello.host(), 100), peer_);
+    capacity_ = CapacityOf(hello);
+    host_ = fmt::format("{} ({})", DisplayText(hello.host(), kLongestName), peer_);
+    HADAL_ASSIGN_OR_RETURN(epoch_, engine_->Join(shared_from_this()));
+    spdlog::info("worker group of {} x {} ranks on {} joined", capacity_.tensor_parallel,
+                 capacity_.data_parallel, host_);
     v1::ServerMessage welcome;
-    welcome.mutable_welcome()->set_epoch(epoch);
+    welcome.mutable_welcome()->set_epoch(epoch_);
     welcome.mutable_welcome()->set_vocab_limit(options_.vocab_limit);
-    bool ended = false;
     {
       std::lock_guard lock(mutex_);
-      epoch_ = epoch;
-      ended = ended_;
+      welcomed_ = true;
       out_.push_front(std::move(welcome));  // the engine may have sent a plan already
     }
-    if (ended) Lose(Unavailable("the workers have gone"));
     Advance();
     return OkStatus();
   }
 
-  // Tells the engine, once, that its group has gone.
-  void Lose(const Status& reason) {
-    uint64_t epoch = 0;
-    {
-      std::lock_guard lock(mutex_);
-      if (lost_ || epoch_ == 0) return;
-      lost_ = true;
-      epoch = epoch_;
+  Status TakeMessage() {
+    if (in_.has_failure()) {
+      return {StatusCode::kAborted, DisplayText(in_.failure(), kLongestFailure)};
     }
-    engine_->OnGroupLost(epoch, reason);
+    if (!in_.has_result()) return InvalidArgument("the workers sent neither result nor failure");
+    const std::string& bytes = in_.result();
+    HADAL_ASSIGN_OR_RETURN(
+        StepResult result,
+        DecodeStepResult({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()}));
+    if (result.epoch != epoch_) {
+      return InvalidArgument("the workers of epoch {} sent a result of epoch {}", epoch_,
+                             result.epoch);
+    }
+    // Closed at this very moment: the engine ignores results of an epoch that is over.
+    if (!ended()) engine_->OnResult(std::move(result));
+    return OkStatus();
   }
 
-  void End(const Status& status) {
+  bool ended() const {
+    std::lock_guard lock(mutex_);
+    return ended_;
+  }
+
+  // The stream ends with `status` as soon as the write on its way is over. False: it had an end.
+  bool End(const Status& status) {
     {
       std::lock_guard lock(mutex_);
-      if (std::exchange(ended_, true)) return;
+      if (std::exchange(ended_, true)) return false;
       out_.clear();
       status_ = ToGrpc(status);
     }
     Advance();
+    return true;
   }
 
   // Starts the next write, or the end of the stream.
@@ -194,7 +204,7 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
       if (writing_ || finished_) return;
       if (ended_) {
         finished_ = true;
-      } else if (epoch_ != 0 && !out_.empty()) {
+      } else if (welcomed_ && !out_.empty()) {
         writing_ = write = true;
         message_ = std::move(out_.front());
         out_.pop_front();
@@ -213,17 +223,18 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
   Engine* const engine_;
   const std::string peer_;
   std::shared_ptr<JoinReactor> self_;  // until OnDone
+  v1::ServerMessage message_;          // being written
+  // Owned by OnReadDone; constant once joined, but for in_.
   v1::WorkerMessage in_;
-  v1::ServerMessage message_;  // being written
-  GroupCapacity capacity_;     // constant once joined
-  bool greeted_ = false;       // owned by the reading thread
+  GroupCapacity capacity_;
+  std::string host_;
+  uint64_t epoch_ = 0;  // 0: not joined
 
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   // All below are guarded by mutex_.
   std::deque<v1::ServerMessage> out_;
-  uint64_t epoch_ = 0;
+  bool welcomed_ = false;
   bool writing_ = false;
-  bool lost_ = false;      // the engine knows that the group has gone
   bool ended_ = false;     // nothing is sent any more
   bool finished_ = false;  // gRPC was told
   grpc::Status status_;    // constant once ended_
