@@ -142,8 +142,10 @@ StatusOr<std::unique_ptr<BpeTokenizer>> Make(std::string_view tokenizer_json,
   if (bos.empty()) return tokenizer;
   const auto id = tokenizer->ControlId(bos);
   if (!id) {
-    return InvalidArgument("tokenizer_config.json.bos_token: {} is not among the added_tokens of "
-                           "tokenizer.json", QuoteForMessage(bos));
+    return InvalidArgument(
+        "tokenizer_config.json.bos_token: {} is not among the added_tokens of "
+        "tokenizer.json",
+        QuoteForMessage(bos));
   }
   tokenizer->SetBos(*id, add_bos);
   return tokenizer;

@@ -57,8 +57,10 @@ StatusOr<std::unique_ptr<ChatTemplate>> MakeChatTemplate(std::string_view name,
     if (known.name != name) continue;
     for (const std::string_view token : known.control_tokens) {
       if (tokenizer.ControlId(token)) continue;
-      return InvalidArgument("chat template {}: needs the control token {}, which the model's "
-                             "tokenizer lacks; choose another template", name, token);
+      return InvalidArgument(
+          "chat template {}: needs the control token {}, which the model's "
+          "tokenizer lacks; choose another template",
+          name, token);
     }
     return name == "chatml" ? MakeChatmlTemplate(tokenizer.chat_template())
                             : MakeDeepseekTemplate(name);
@@ -73,9 +75,10 @@ StatusOr<std::unique_ptr<ChatTemplate>> DetectChatTemplate(const Tokenizer& toke
     auto made = MakeChatTemplate(name, tokenizer);
     if (made.ok()) return made;
   }
-  return FailedPrecondition("chat_template: the model states no template that is known here; "
-                            "choose one with --chat-template: {}",
-                            fmt::join(ChatTemplateNames(), ", "));
+  return FailedPrecondition(
+      "chat_template: the model states no template that is known here; "
+      "choose one with --chat-template: {}",
+      fmt::join(ChatTemplateNames(), ", "));
 }
 
 Status CheckTurns(const std::vector<ChatTurn>& turns) {

@@ -18,8 +18,8 @@ struct ChatTurn {
   std::string content;
 };
 
-// A template's output: pieces that are the template's own, each one control token or plain text, and
-// pieces that are users' text, in which control tokens never count.
+// A template's output: pieces that are the template's own, each one control token or plain text,
+// and pieces that are users' text, in which control tokens never count.
 struct RenderedPiece {
   std::string text;
   bool is_template = false;
@@ -30,8 +30,8 @@ class ChatTemplate {
  public:
   virtual ~ChatTemplate() = default;
   virtual std::string_view name() const = 0;
-  // INVALID_ARGUMENT naming messages[i] for what the template cannot render, or `thinking` when it is
-  // asked of a template that has no such choice.
+  // INVALID_ARGUMENT naming messages[i] for what the template cannot render, or `thinking` when it
+  // is asked of a template that has no such choice.
   virtual StatusOr<std::vector<RenderedPiece>> Render(const std::vector<ChatTurn>& turns,
                                                       bool thinking,
                                                       bool add_generation_prompt) const = 0;
@@ -49,8 +49,8 @@ StatusOr<std::unique_ptr<ChatTemplate>> MakeChatTemplate(std::string_view name,
 StatusOr<std::unique_ptr<ChatTemplate>> DetectChatTemplate(const Tokenizer& tokenizer);
 
 // The ids of the whole text, as if encoded at once, except that control tokens count in the
-// template's pieces only. Text between control tokens is encoded together, whoever wrote it, because
-// that is what the model was trained on. REQUIRES: valid UTF-8.
+// template's pieces only. Text between control tokens is encoded together, whoever wrote it,
+// because that is what the model was trained on. REQUIRES: valid UTF-8.
 std::vector<int32_t> EncodeRendered(const std::vector<RenderedPiece>& pieces,
                                     const Tokenizer& tokenizer);
 

@@ -49,9 +49,12 @@ std::optional<std::string> DefaultSystemPrompt(std::string_view model_template) 
 
 std::string_view RoleName(ChatRole role) {
   switch (role) {
-    case ChatRole::kSystem: return "system";
-    case ChatRole::kUser: return "user";
-    case ChatRole::kAssistant: return "assistant";
+    case ChatRole::kSystem:
+      return "system";
+    case ChatRole::kUser:
+      return "user";
+    case ChatRole::kAssistant:
+      return "assistant";
   }
   return {};
 }

@@ -52,8 +52,8 @@ enum class History { kWhole, kAfterLastThink };
 struct V3Style {
   std::string_view name;
   History history;
-  bool opens_thinking;     // the generation prompt ends in "<think>\n"
-  bool always_thinks;      // so `thinking` asks for what happens anyway
+  bool opens_thinking;  // the generation prompt ends in "<think>\n"
+  bool always_thinks;   // so `thinking` asks for what happens anyway
 };
 
 constexpr V3Style kV3Styles[] = {

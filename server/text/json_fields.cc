@@ -52,8 +52,7 @@ StatusOr<int64_t> IntegerField(const json& object, const char* key, std::string_
   return member->get<int64_t>();
 }
 
-StatusOr<bool> BoolField(const json& object, const char* key, bool absent,
-                         std::string_view where) {
+StatusOr<bool> BoolField(const json& object, const char* key, bool absent, std::string_view where) {
   const json* member = Member(object, key);
   if (member == nullptr) return absent;
   if (!member->is_boolean()) {

@@ -1,16 +1,16 @@
 #pragma once
 
+#include <nlohmann/json.hpp>
 #include <string>
 #include <string_view>
-
-#include <nlohmann/json.hpp>
 
 #include "common/status.h"
 
 namespace hadal {
 
-// Typed reads of JSON from outside. `where` is the path of `object`, for messages; empty at the top.
-// INVALID_ARGUMENT when `object` is not an object, or the member is missing or of another type.
+// Typed reads of JSON from outside. `where` is the path of `object`, for messages; empty at the
+// top. INVALID_ARGUMENT when `object` is not an object, or the member is missing or of another
+// type.
 StatusOr<std::string> StringField(const nlohmann::json& object, const char* key,
                                   std::string_view where);
 StatusOr<const nlohmann::json*> ArrayField(const nlohmann::json& object, const char* key,

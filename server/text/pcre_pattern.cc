@@ -26,13 +26,11 @@ struct Freer {
   void operator()(T* object) const { kFree(object); }
 };
 using Code = std::unique_ptr<pcre2_code, Freer<pcre2_code, pcre2_code_free>>;
-using CompileContext =
-    std::unique_ptr<pcre2_compile_context,
-                    Freer<pcre2_compile_context, pcre2_compile_context_free>>;
+using CompileContext = std::unique_ptr<pcre2_compile_context,
+                                       Freer<pcre2_compile_context, pcre2_compile_context_free>>;
 using MatchContext =
     std::unique_ptr<pcre2_match_context, Freer<pcre2_match_context, pcre2_match_context_free>>;
-using MatchData =
-    std::unique_ptr<pcre2_match_data, Freer<pcre2_match_data, pcre2_match_data_free>>;
+using MatchData = std::unique_ptr<pcre2_match_data, Freer<pcre2_match_data, pcre2_match_data_free>>;
 
 class PcrePattern : public SplitPattern {
  public:
@@ -138,8 +136,8 @@ StatusOr<std::unique_ptr<SplitPattern>> MakePcrePattern(std::string_view regex,
   PCRE2_SIZE offset = 0;
   // Ruby's ^ and $ always work by line.
   Code code(pcre2_compile(reinterpret_cast<PCRE2_SPTR>(translated.data()), translated.size(),
-                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C,
-                          &error, &offset, context.get()));
+                          PCRE2_UTF | PCRE2_UCP | PCRE2_MULTILINE | PCRE2_NEVER_BACKSLASH_C, &error,
+                          &offset, context.get()));
   if (!code) {
     std::array<PCRE2_UCHAR, 160> reason{};
     pcre2_get_error_message(error, reason.data(), reason.size());

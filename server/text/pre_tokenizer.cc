@@ -14,8 +14,9 @@ StatusOr<PreTokenizer> PreTokenizer::Parse(const nlohmann::json& pre_tokenizer) 
   PreTokenizer result;
   HADAL_RETURN_IF_ERROR(result.AddStage(pre_tokenizer, "pre_tokenizer"));
   if (!result.byte_level_) {
-    return InvalidArgument("pre_tokenizer: only byte-level tokenizers are supported, and ByteLevel "
-                           "is not among its stages");
+    return InvalidArgument(
+        "pre_tokenizer: only byte-level tokenizers are supported, and ByteLevel "
+        "is not among its stages");
   }
   return result;
 }

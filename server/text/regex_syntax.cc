@@ -32,8 +32,7 @@ bool RegexSyntax::Skip(std::string_view text) {
 std::optional<uint32_t> RegexSyntax::ReadHex(size_t at, size_t digits, size_t* end) const {
   const size_t limit = std::min(regex_.size(), at + digits);
   uint32_t value = 0;
-  const auto [stop, error] =
-      std::from_chars(regex_.data() + at, regex_.data() + limit, value, 16);
+  const auto [stop, error] = std::from_chars(regex_.data() + at, regex_.data() + limit, value, 16);
   if (error != std::errc() || value >= CategoryTable::kLimit) return std::nullopt;
   *end = static_cast<size_t>(stop - regex_.data());
   return value;
@@ -59,7 +58,8 @@ std::optional<uint32_t> RegexSyntax::ReadEscapedLiteral() {
     const bool braces = Rest().substr(2).starts_with('{');
     const auto value = ReadHex(at_ + (braces ? 3 : 2), braces ? 6 : 2, &end);
     if (!value || (braces && !regex_.substr(end).starts_with('}'))) return std::nullopt;
-    // Below \x{...} a value above 7F is a raw byte to Oniguruma, which UTF-8 text cannot hold alone.
+    // Below \x{...} a value above 7F is a raw byte to Oniguruma, which UTF-8 text cannot hold
+    // alone.
     if (!braces && *value > 0x7F) return std::nullopt;
     at_ = end + (braces ? 1 : 0);
     return value;

@@ -8,7 +8,8 @@
 
 namespace hadal {
 
-// Finds stop strings in a stream of text and holds back what may become one. One stream, one thread.
+// Finds stop strings in a stream of text and holds back what may become one. One stream, one
+// thread.
 class StopMatcher {
  public:
   // Empty strings are ignored.

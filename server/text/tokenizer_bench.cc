@@ -2,14 +2,13 @@
 // copy and to validate the same bytes.
 #include <time.h>
 
+#include <CLI/CLI.hpp>
 #include <algorithm>
 #include <cstdio>
 #include <cstring>
 #include <random>
 #include <string>
 #include <vector>
-
-#include <CLI/CLI.hpp>
 
 #include "common/file.h"
 #include "common/utf8.h"
@@ -60,7 +59,8 @@ std::string RandomVocabularyText(const Tokenizer& tokenizer, size_t bytes) {
 std::vector<std::string_view> Prompts(std::string_view text) {
   std::vector<std::string_view> prompts;
   while (!text.empty()) {
-    const size_t size = text.size() <= kPromptBytes ? text.size() : PreviousChar(text, kPromptBytes);
+    const size_t size =
+        text.size() <= kPromptBytes ? text.size() : PreviousChar(text, kPromptBytes);
     prompts.push_back(text.substr(0, size));
     text.remove_prefix(size);
   }
@@ -83,8 +83,7 @@ void Measure(const char* name, const Tokenizer& tokenizer, const std::string& te
     }
   });
   std::string decoded;
-  const double decode =
-      Rate(seconds, text.size(), [&] { decoded = tokenizer.Decode(ids, false); });
+  const double decode = Rate(seconds, text.size(), [&] { decoded = tokenizer.Decode(ids, false); });
   std::printf("%s: %zu bytes, %zu tokens, %.2f bytes per token%s\n", name, text.size(), ids.size(),
               static_cast<double>(text.size()) / static_cast<double>(ids.size()),
               decoded == text && valid ? "" : " (ROUND TRIP FAILED)");

@@ -46,15 +46,16 @@ Status ReadPostProcessor(const json* processor, const std::string& where, std::s
     return OkStatus();
   }
   if (type != "TemplateProcessing") {
-    return InvalidArgument("{}.type: {} is not supported; ByteLevel, TemplateProcessing and "
-                           "Sequence are", where, QuoteForMessage(type));
+    return InvalidArgument(
+        "{}.type: {} is not supported; ByteLevel, TemplateProcessing and "
+        "Sequence are",
+        where, QuoteForMessage(type));
   }
   HADAL_ASSIGN_OR_RETURN(const json* single, ArrayField(*processor, "single", where));
   if (single->empty()) return OkStatus();
   const json* special = Member(single->front(), "SpecialToken");
   if (special == nullptr) return OkStatus();
-  HADAL_ASSIGN_OR_RETURN(*leading,
-                         StringField(*special, "id", where + ".single[0].SpecialToken"));
+  HADAL_ASSIGN_OR_RETURN(*leading, StringField(*special, "id", where + ".single[0].SpecialToken"));
   return OkStatus();
 }
 
@@ -74,8 +75,9 @@ Status CheckModelFields(const json& model, bool has_all_bytes) {
   HADAL_ASSIGN_OR_RETURN(const bool fallback, BoolField(model, "byte_fallback", false, "model"));
   if (fallback) return InvalidArgument("model.byte_fallback: true is not supported");
   if (Member(model, "unk_token") != nullptr && !has_all_bytes) {
-    return InvalidArgument("model.unk_token: is supported only when model.vocab holds all 256 byte "
-                           "tokens, so that nothing is unknown");
+    return InvalidArgument(
+        "model.unk_token: is supported only when model.vocab holds all 256 byte "
+        "tokens, so that nothing is unknown");
   }
   return OkStatus();
 }
@@ -96,8 +98,10 @@ StatusOr<Vocabulary> ReadVocabulary(const json& model, std::vector<TokenTable::E
   vocabulary.reserve(object->size());
   for (const auto& [content, value] : object->get_ref<const json::object_t&>()) {
     if (!value.is_number_integer() || content.empty()) {
-      return InvalidArgument("model.vocab: {} must have an integer as its id, and a token must not "
-                             "be empty", QuoteForMessage(content));
+      return InvalidArgument(
+          "model.vocab: {} must have an integer as its id, and a token must not "
+          "be empty",
+          QuoteForMessage(content));
     }
     const auto id = value.get<int64_t>();
     HADAL_RETURN_IF_ERROR(CheckTokenId(id, "model.vocab"));
@@ -173,7 +177,8 @@ Status ApplyAddedTokens(const Vocabulary& vocabulary, TokenizerFile* file) {
     }
     const auto i = static_cast<size_t>(token.id);
     if (found == vocabulary.end()) {
-      HADAL_RETURN_IF_ERROR(SetToken(token.id, {TokenToBytes(token.content), false}, &file->tokens));
+      HADAL_RETURN_IF_ERROR(
+          SetToken(token.id, {TokenToBytes(token.content), false}, &file->tokens));
     }
     file->tokens[i].special = token.special;
     ids.insert(token.id);
@@ -215,8 +220,8 @@ StatusOr<TokenizerFile> ParseTokenizerFile(std::string_view tokenizer_json) {
   HADAL_RETURN_IF_ERROR(CheckDecoder(Member(root, "decoder")));
   HADAL_ASSIGN_OR_RETURN(const json* pre_tokenizer, ObjectField(root, "pre_tokenizer", ""));
   HADAL_ASSIGN_OR_RETURN(file.pre_tokenizer, PreTokenizer::Parse(*pre_tokenizer));
-  HADAL_RETURN_IF_ERROR(ReadPostProcessor(Member(root, "post_processor"), "post_processor",
-                                          &file.leading_special));
+  HADAL_RETURN_IF_ERROR(
+      ReadPostProcessor(Member(root, "post_processor"), "post_processor", &file.leading_special));
   HADAL_RETURN_IF_ERROR(ReadModel(root, &file));
   return file;
 }

@@ -24,7 +24,8 @@ inline DecodedChar DecodeChar(std::string_view text, size_t at) {
   if (left < 3) return {0xFFFD, 1};
   if (p[0] < 0xF0) return {(p[0] & 0x0Fu) << 12 | (p[1] & 0x3Fu) << 6 | (p[2] & 0x3Fu), 3};
   if (left < 4) return {0xFFFD, 1};
-  const uint32_t c = (p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
+  const uint32_t c =
+      (p[0] & 0x07u) << 18 | (p[1] & 0x3Fu) << 12 | (p[2] & 0x3Fu) << 6 | (p[3] & 0x3Fu);
   return {c < CategoryTable::kLimit ? c : 0xFFFD, 4};
 }
 
