@@ -10,12 +10,12 @@ namespace hadal {
 namespace {
 
 struct Candidate {
-  float value;  // weight or logit
+  float logit;
   int32_t id;
 };
 // Best first, equals by id.
 bool Better(const Candidate& a, const Candidate& b) {
-  return a.value > b.value || (a.value == b.value && a.id < b.id);
+  return a.logit > b.logit || (a.logit == b.logit && a.id < b.id);
 }
 
 // One row of logits; `n` ids may be drawn.
@@ -48,16 +48,18 @@ class Row {
 
   int32_t Draw(const SamplingParams& s, double uniform) const {
     float* w = arena_.Allocate<float>(n_);
-    const double total = kernels_.exp_sum(logits_, n_, max_, 1.0f / s.temperature, w);
+    // Finite also for the smallest temperature: the difference that it multiplies may be zero.
+    const float factor = std::min(1.0f / s.temperature, std::numeric_limits<float>::max());
+    const double total = kernels_.exp_sum(logits_, n_, max_, factor, w);
     if (s.top_k == 0 && s.top_p >= 1 && s.min_p == 0) return DrawInOrder(w, total, uniform);
     int64_t count = 0;
     Candidate* candidates = Gather(w, s, total, &count);
-    count = Filter(s, total, candidates, count);
+    count = Filter(s, total, w, candidates, count);
     double kept = 0;
-    for (int64_t i = 0; i < count; ++i) kept += candidates[i].value;
+    for (int64_t i = 0; i < count; ++i) kept += w[candidates[i].id];
     double left = uniform * kept;
     for (int64_t i = 0; i < count; ++i) {
-      left -= candidates[i].value;
+      left -= w[candidates[i].id];
       if (left < 0) return candidates[i].id;
     }
     return candidates[count - 1].id;
@@ -68,13 +70,15 @@ class Row {
     std::vector<Candidate> best;  // a heap, the worst on top
     for (int64_t b = 0; b * kMaxBlock < n_; ++b) {
       const bool full = static_cast<int>(best.size()) == count;
-      if (full && block_max_[b] <= best.front().value) continue;  // a later id loses a tie
+      if (full && block_max_[b] <= best.front().logit) continue;  // a later id loses a tie
       const int64_t end = std::min((b + 1) * kMaxBlock, n_);
-      for (int64_t i = b * kMaxBlock; i < end; ++i) Offer({logits_[i], static_cast<int32_t>(i)}, count, &best);
+      for (int64_t i = b * kMaxBlock; i < end; ++i) {
+        Offer({logits_[i], static_cast<int32_t>(i)}, count, &best);
+      }
     }
     std::sort_heap(best.begin(), best.end(), Better);
     std::vector<TokenLogprob> top;
-    for (const Candidate& c : best) top.push_back({c.id, c.value - log_sum_exp});
+    for (const Candidate& c : best) top.push_back({c.id, c.logit - log_sum_exp});
     return top;
   }
 
@@ -91,14 +95,12 @@ class Row {
 
   int32_t DrawInOrder(const float* w, double total, double uniform) const {
     double left = uniform * total;
-    int64_t last = 0;
     for (int64_t i = 0; i < n_; ++i) {
-      if (w[i] == 0) continue;
-      last = i;
       left -= w[i];
-      if (left < 0) break;
+      if (left < 0) return static_cast<int32_t>(i);
     }
-    return static_cast<int32_t>(last);
+    // `total` was rounded differently. What is missing, some 1e-7, goes to the likeliest id.
+    return Greedy();
   }
 
   // Ids that may survive the filters, unordered: those above a weight below which nothing can.
@@ -112,7 +114,7 @@ class Row {
       *count = 0;
       for (int64_t i = 0; i < n_; ++i) {
         if (w[i] < lowest || w[i] == 0) continue;
-        out[(*count)++] = {w[i], static_cast<int32_t>(i)};
+        out[(*count)++] = {logits_[i], static_cast<int32_t>(i)};
         mass += w[i];
       }
       // What was left out weighs less than each of these, so the best ones are all here.
@@ -124,7 +126,8 @@ class Row {
   }
 
   // Sorts and keeps what top_k, then top_p of the rest, then min_p allow: how many.
-  static int64_t Filter(const SamplingParams& s, double total, Candidate* candidates, int64_t count) {
+  static int64_t Filter(const SamplingParams& s, double total, const float* w,
+                        Candidate* candidates, int64_t count) {
     if (s.top_k > 0 && s.top_k < count) {
       std::nth_element(candidates, candidates + s.top_k, candidates + count, Better);
       count = s.top_k;
@@ -133,14 +136,14 @@ class Row {
     if (s.top_p < 1) {
       if (s.top_k > 0) {
         total = 0;
-        for (int64_t i = 0; i < count; ++i) total += candidates[i].value;
+        for (int64_t i = 0; i < count; ++i) total += w[candidates[i].id];
       }
       double mass = 0;
       int64_t kept = 0;
-      while (kept < count && mass < s.top_p * total) mass += candidates[kept++].value;
+      while (kept < count && mass < s.top_p * total) mass += w[candidates[kept++].id];
       count = std::max<int64_t>(kept, 1);
     }
-    while (count > 1 && candidates[count - 1].value < s.min_p) --count;
+    while (count > 1 && w[candidates[count - 1].id] < s.min_p) --count;
     return count;
   }
 
