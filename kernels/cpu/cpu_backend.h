@@ -10,7 +10,7 @@
 
 namespace hadal {
 
-// Instruction sets with a path of their own, in rising order. kPortable runs on any x86-64.
+// Instruction sets with a path of their own. kPortable runs on any x86-64.
 enum class CpuIsa { kPortable, kAvx2, kAvx512, kAvx512Bf16, kAmx };
 
 std::string_view CpuIsaName(CpuIsa isa);

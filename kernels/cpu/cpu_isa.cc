@@ -27,6 +27,13 @@ uint64_t ExtendedControl() {
 
 constexpr bool Bit(uint32_t word, int bit) { return (word >> bit & 1u) != 0; }
 
+// Intel's cores do 32 bf16 multiply-adds in two cycles, but 64 of floats: there weights widened to
+// float are the faster path (measured: 1.8 times at 512 rows, no slower at one).
+bool HalfRateBf16() {
+  const Registers vendor = CpuId(0, 0);
+  return vendor.ebx == 0x756e6547 && vendor.edx == 0x49656e69 && vendor.ecx == 0x6c65746e;
+}
+
 std::vector<CpuIsa> Detect() {
   constexpr uint64_t kYmmState = 0x6, kZmmState = 0xe6;
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
@@ -41,7 +48,9 @@ std::vector<CpuIsa> Detect() {
                       Bit(extended.ebx, 31);  // F, DQ, BW, VL
   if ((saved & kZmmState) != kZmmState || !avx512) return isas;
   isas.push_back(CpuIsa::kAvx512);
-  if (Bit(CpuId(7, 1).eax, 5)) isas.push_back(CpuIsa::kAvx512Bf16);
+  if (Bit(CpuId(7, 1).eax, 5)) {
+    isas.insert(HalfRateBf16() ? isas.end() - 1 : isas.end(), CpuIsa::kAvx512Bf16);
+  }
   return isas;
 }
 
@@ -76,8 +85,8 @@ StatusOr<CpuIsa> ParseCpuIsa(std::string_view name) {
     if (CpuIsaName(isa) == name) return isa;
     names += (names.empty() ? "" : ", ") + std::string(CpuIsaName(isa));
   }
-  return InvalidArgument("instruction set \"{}\" is not available on this machine; it has: {}", name,
-                         names);
+  return InvalidArgument("instruction set \"{}\" is not available on this machine; it has: {}",
+                         name, names);
 }
 
 }  // namespace hadal

@@ -1,0 +1,110 @@
+#include <fmt/format.h>
+
+#include <cmath>
+
+#include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/kernel_bench.h"
+#include "kernels/cpu/ops.h"
+
+namespace hadal::bench {
+namespace {
+
+constexpr int kHeads = 16, kLatent = 512, kNope = 128, kRope = 64, kV = 128;  // V2-Lite
+
+// A bf16 cache with `sequences` contexts.
+struct Cache {
+  std::vector<bf16_t> data;
+  std::vector<std::vector<int32_t>> tables;
+
+  Cache(int sequences, int context) {
+    const int blocks = (context + kBlockSize - 1) / kBlockSize;
+    data.resize(static_cast<size_t>(sequences) * static_cast<size_t>(blocks) * kBlockSize *
+                (kLatent + kRope));
+    for (size_t i = 0; i < data.size(); ++i) {
+      data[i] = FloatToBf16(std::sin(static_cast<float>(i % 9973)));
+    }
+    tables.resize(static_cast<size_t>(sequences));
+    for (int b = 0; b < blocks; ++b) {
+      for (int s = 0; s < sequences; ++s) {
+        tables[static_cast<size_t>(s)].push_back(b * sequences + s);
+      }
+    }
+  }
+};
+
+std::vector<float> Wave(int64_t n) {
+  std::vector<float> x(static_cast<size_t>(n));
+  for (size_t i = 0; i < x.size(); ++i) x[i] = std::cos(static_cast<float>(i % 7919)) * 0.1f;
+  return x;
+}
+
+void BenchDecode(int sequences, int context, const Setup& setup) {
+  const Cache cache(sequences, context);
+  const std::vector<float> q_latent = Wave(int64_t{sequences} * kHeads * kLatent);
+  const std::vector<float> q_rope = Wave(int64_t{sequences} * kHeads * kRope);
+  std::vector<float> out(q_latent.size());
+  std::vector<AttentionRow> rows;
+  for (int s = 0; s < sequences; ++s) {
+    rows.push_back({s, 1, context - 1, cache.tables[static_cast<size_t>(s)].data()});
+  }
+  const double keys = static_cast<double>(sequences) * context;
+  for (const Ceilings& ceilings : setup.isas) {
+    CpuContext op(setup.pool, ceilings.isa);
+    const double seconds = BestSeconds(setup.seconds, [&] {
+      MlaDecode({.q_latent = q_latent.data(), .q_rope = q_rope.data(),
+                 .q_rope_stride = kHeads * kRope, .q_rope_head_stride = kRope, .out = out.data(),
+                 .rows = rows.data(), .num_rows = sequences, .cache = cache.data.data(),
+                 .heads = kHeads, .latent_rank = kLatent, .rope_dim = kRope, .scale = 0.1f}, op);
+    });
+    Report(fmt::format("decode {} {} x context {}", CpuIsaName(ceilings.isa), sequences, context),
+           seconds, keys * (kLatent + kRope) * 2, keys * kHeads * (2 * kLatent + kRope) * 2, ceilings,
+           true);
+  }
+}
+
+void BenchPrefill(int start, int tokens, const Setup& setup) {
+  const Cache cache(1, start + tokens);
+  std::vector<std::unique_ptr<PackedWeight>> weights;
+  std::vector<const PackedWeight*> w_uk, w_uv;
+  for (int h = 0; h < kHeads; ++h) {
+    weights.push_back(RandomPacked(kNope, kLatent, DType::kBF16, *setup.pool));
+    w_uk.push_back(weights.back().get());
+    weights.push_back(RandomPacked(kV, kLatent, DType::kBF16, *setup.pool));
+    w_uv.push_back(weights.back().get());
+  }
+  const std::vector<float> q = Wave(int64_t{tokens} * kHeads * (kNope + kRope));
+  std::vector<float> out(static_cast<size_t>(tokens) * kHeads * kV);
+  const AttentionRow row{0, tokens, start, cache.tables[0].data()};
+  // Pairs of a query and a key that it sees, and the keys that are made.
+  const double keys = start + tokens, pairs = tokens * (start + (tokens + 1) / 2.0);
+  const double make = keys * kHeads * kLatent * (kNope + kV) * 2;
+  const double attend = pairs * kHeads * (kNope + kRope + kV) * 2;
+  for (const Ceilings& ceilings : setup.isas) {
+    CpuContext op(setup.pool, ceilings.isa);
+    const double seconds = BestSeconds(setup.seconds, [&] {
+      MlaPrefill({.q = q.data(), .out = out.data(), .rows = &row, .num_rows = 1,
+                  .cache = cache.data.data(), .w_uk = w_uk.data(), .w_uv = w_uv.data(),
+                  .heads = kHeads, .latent_rank = kLatent, .nope_dim = kNope, .rope_dim = kRope,
+                  .v_dim = kV, .scale = 0.1f}, op);
+    });
+    Report(fmt::format("prefill {} {} + {} ({:.0f} % up-projection)", CpuIsaName(ceilings.isa),
+                       start, tokens, 100 * make / (make + attend)),
+           seconds, keys * (kLatent + kRope) * 2, make + attend, ceilings, true);
+  }
+}
+
+}  // namespace
+
+void BenchDecodeAttention(const Setup& setup) {
+  for (const int context : {128, 1024, 4096}) {
+    for (const int sequences : {1, 16}) BenchDecode(sequences, context, setup);
+  }
+}
+
+void BenchPrefillAttention(const Setup& setup) {
+  BenchPrefill(0, 512, setup);
+  BenchPrefill(3584, 512, setup);
+  BenchPrefill(4000, 64, setup);
+}
+
+}  // namespace hadal::bench
