@@ -88,7 +88,7 @@ class TileRunner {
   void Run(const Tile& tile) {
     ScratchArena::Scope scope(scratch_);
     const int group = GroupPanels(kernels_, tile.rows);
-    if (w_.dtype == DType::kF8E4M3) {
+    if (w_.dtype == DType::kF8E4M3 && tile.rows > kernels_.f8_rows) {
       expanded_stride_ = std::max(w_.first_steps, w_.block_steps) * kPanel * 4;
       expanded_ = scratch_.Allocate<char>(expanded_stride_ * group);
     }
@@ -153,20 +153,29 @@ class TileRunner {
     const int64_t a_step = StepBytes(w_, kernels_);
     const auto* a = static_cast<const char*>(block.a);
     const auto* codes = static_cast<const uint8_t*>(block.b);
-    block.b = expanded_;
-    block.b_stride = expanded_stride_;
+    const bool direct = rows <= kernels_.f8_rows;
+    if (!direct) {
+      block.b = expanded_;
+      block.b_stride = expanded_stride_;
+    }
     block.scale_stride = w_.blocks * kPanel;
     const int64_t stored = (w_.k + (w_.lead > 0 ? 2 : 1)) / 2;
     for (int64_t b = 0; b < w_.blocks; ++b) {
       const int64_t step = b == 0 ? 0 : w_.first_steps + (b - 1) * w_.block_steps;
       block.steps = std::min(b == 0 ? w_.first_steps : w_.block_steps, stored - step);
+      block.a = a + step * a_step;
+      block.scale = w_.scale + (panel * w_.blocks + b) * kPanel;
+      block.first = b == 0;
+      if (direct) {
+        block.b = codes + step * kPanel * 2;
+        block.rows = static_cast<int>(rows);
+        kernels_.f8(block);
+        continue;
+      }
       for (int p = 0; p < block.panels; ++p) {
         kernels_.expand_f8(codes + p * w_.panel_bytes + step * kPanel * 2, block.steps * kPanel * 2,
                            reinterpret_cast<uint16_t*>(expanded_ + p * expanded_stride_));
       }
-      block.a = a + step * a_step;
-      block.scale = w_.scale + (panel * w_.blocks + b) * kPanel;
-      block.first = b == 0;
       RunRowBlocks(block, kernels_.bf16, rows, kernels_.max_rows);
     }
   }

@@ -164,6 +164,8 @@ const GemmKernels kGemmAvx2 = {
     .bf16_activations = false,
     .bf16 = Bf16,
     .f32 = F32,
+    .f8_rows = 0,
+    .f8 = nullptr,
     .expand_f8 = ExpandF8,
     .round = Round,
 };

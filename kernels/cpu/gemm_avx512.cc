@@ -124,6 +124,60 @@ void F32Block(const GemmBlock& g) {
   Finish(g, sums);
 }
 
+// 32 e4m3 codes to bf16, exactly.
+struct F8Expander {
+  // bf16 of m / 8 * 2^-6 for m = 0..7; the index is the low five bits of a code below 8.
+  __m512i subnormal = _mm512_castsi128_si512(
+      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
+  __m512i exponent = _mm512_set1_epi16(0x78);
+  __m512i seven_bits = _mm512_set1_epi16(0x7f);
+  __m512i bias = _mm512_set1_epi16(120 << 7);
+  __m512i nan = _mm512_set1_epi16(0x7fc0);
+  __m512i sign = _mm512_set1_epi16(static_cast<short>(0x8000));
+
+  __m512i Load(const void* codes) const {
+    const __m512i x =
+        _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(codes)));
+    const __m512i magnitude = _mm512_and_si512(x, seven_bits);
+    __m512i value = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), bias);
+    const __mmask32 small = _mm512_testn_epi16_mask(x, exponent);
+    value = _mm512_mask_permutexvar_epi16(value, small, magnitude, subnormal);
+    value = _mm512_mask_mov_epi16(value, _mm512_cmpeq_epi16_mask(magnitude, seven_bits), nan);
+    // x carries the sign in bits 7 to 15.
+    return _mm512_ternarylogic_epi32(value, x, sign, 0xf8);
+  }
+};
+
+// Bf16Block() of codes that are expanded on the way: for so few rows that each is used once or twice.
+template <int kRows, int kPanels>
+void F8Block(const GemmBlock& g) {
+  const char* b = static_cast<const char*>(g.b);
+  const int64_t b_stride = g.b_stride;
+  const F8Expander expander;
+  const __m512i odd = _mm512_set1_epi32(static_cast<int>(0xffff0000u));
+  RowPointers<kRows> a(g);
+  Sums<kRows, kPanels> sums;
+  Start(g, sums);
+  for (int64_t s = g.steps; s > 0; --s) {
+#pragma GCC unroll 8
+    for (int p = 0; p < kPanels; ++p) {
+      _mm_prefetch(b + p * b_stride + kPrefetch, _MM_HINT_T0);
+      const __m512i w = expander.Load(b + p * b_stride);
+      const __m512 first = _mm512_castsi512_ps(_mm512_slli_epi32(w, 16));
+      const __m512 second = _mm512_castsi512_ps(_mm512_and_si512(w, odd));
+#pragma GCC unroll 4
+      for (int r = 0; r < kRows; ++r) {
+        sums.v[r][p] = _mm512_fmadd_ps(a.Broadcast(r, 0), first, sums.v[r][p]);
+        sums.v[r][p] = _mm512_fmadd_ps(a.Broadcast(r, 4), second, sums.v[r][p]);
+      }
+    }
+    b += 32;
+    a.low += 8;
+    a.high += 8;
+  }
+  Finish(g, sums);
+}
+
 #define HADAL_GEMM_NARROW(Block, R) {Block<R, 1>, Block<R, 2>, nullptr, nullptr}
 #define HADAL_GEMM_MIDDLE(Block, R) {Block<R, 1>, Block<R, 2>, Block<R, 4>, nullptr}
 #define HADAL_GEMM_WIDE(Block, R) {Block<R, 1>, Block<R, 2>, Block<R, 4>, Block<R, 8>}
@@ -136,6 +190,12 @@ void F32Block(const GemmBlock& g) {
 constexpr GemmFn kBf16Table[kMaxRows][4] = HADAL_GEMM_TABLE(Bf16Block);
 constexpr GemmFn kF32Table[kMaxRows][4] = HADAL_GEMM_TABLE(F32Block);
 
+constexpr int kF8Rows = 4;
+constexpr GemmFn kF8Table[kF8Rows][4] = {HADAL_GEMM_WIDE(F8Block, 1), HADAL_GEMM_WIDE(F8Block, 2),
+                                         HADAL_GEMM_MIDDLE(F8Block, 3),
+                                         HADAL_GEMM_MIDDLE(F8Block, 4)};
+
+void F8(const GemmBlock& g) { kF8Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
 void Bf16(const GemmBlock& g) { kBf16Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
 
 // As FloatToBf16() does, NaN included.
@@ -160,24 +220,8 @@ void Round(const float* x, int64_t n, void* out) {
 void GemmF32Avx512(const GemmBlock& g) { kF32Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
 
 void ExpandF8Avx512(const uint8_t* codes, int64_t count, uint16_t* out) {
-  // bf16 of m / 8 * 2^-6 for m = 0..7; the index is the low five bits of a code below 8.
-  const __m512i subnormal = _mm512_castsi128_si512(_mm_setr_epi16(
-      0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-  const __m512i exponent = _mm512_set1_epi16(0x78), seven_bits = _mm512_set1_epi16(0x7f);
-  for (int64_t i = 0; i < count; i += 32) {
-    const __m512i x =
-        _mm512_cvtepi8_epi16(_mm256_loadu_si256(reinterpret_cast<const __m256i*>(codes + i)));
-    const __m512i magnitude = _mm512_and_si512(x, seven_bits);
-    __m512i value =
-        _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), _mm512_set1_epi16(120 << 7));
-    const __mmask32 small = _mm512_testn_epi16_mask(x, exponent);
-    value = _mm512_mask_permutexvar_epi16(value, small, magnitude, subnormal);
-    const __mmask32 nan = _mm512_cmpeq_epi16_mask(magnitude, seven_bits);
-    value = _mm512_mask_mov_epi16(value, nan, _mm512_set1_epi16(0x7fc0));
-    // x carries the sign in bits 7 to 15.
-    value = _mm512_ternarylogic_epi32(value, x, _mm512_set1_epi16(static_cast<short>(0x8000)), 0xf8);
-    _mm512_storeu_si512(out + i, value);
-  }
+  const F8Expander expander;
+  for (int64_t i = 0; i < count; i += 32) _mm512_storeu_si512(out + i, expander.Load(codes + i));
 }
 
 const GemmKernels kGemmAvx512 = {
@@ -186,6 +230,8 @@ const GemmKernels kGemmAvx512 = {
     .bf16_activations = false,
     .bf16 = Bf16,
     .f32 = GemmF32Avx512,
+    .f8_rows = kF8Rows,
+    .f8 = F8,
     .expand_f8 = ExpandF8Avx512,
     .round = Round,
 };

@@ -76,6 +76,8 @@ const GemmKernels kGemmAvx512Bf16 = {
     .bf16_activations = true,
     .bf16 = Bf16,
     .f32 = GemmF32Avx512,
+    .f8_rows = 0,
+    .f8 = nullptr,
     .expand_f8 = ExpandF8Avx512,
     .round = Round,
 };

@@ -36,6 +36,8 @@ struct GemmKernels {
   bool bf16_activations;                 // operand a of `bf16`: pairs of bf16, else pairs of float
   GemmFn bf16;
   GemmFn f32;
+  int f8_rows;                           // up to so many rows `f8` beats expand_f8, then `bf16`
+  GemmFn f8;                             // b: [panels][steps][16] pairs of e4m3; null: f8_rows is 0
   // e4m3 to bf16, exactly. count is a multiple of 32.
   void (*expand_f8)(const uint8_t* codes, int64_t count, uint16_t* out);
   // Rounds to bf16 (nearest even), stored as `bf16_activations` says.
