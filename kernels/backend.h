@@ -1,9 +1,9 @@
 #pragma once
 
-// The seam between the model and the machine: one plain parameter struct per op, two implementations
-// (kernels/cpu, kernels/cuda). All calls of one Backend come from one thread, in stream order; an op
-// may return before it has run. Activations ("act") have the type activation_dtype(): float on the
-// CPU. Shapes are row-major; a stride counts elements.
+// The seam between the model and the machine: one plain parameter struct per op, two
+// implementations (kernels/cpu, kernels/cuda). All calls of one Backend come from one thread, in
+// stream order; an op may return before it has run. Activations ("act") have the type
+// activation_dtype(): float on the CPU. Shapes are row-major; a stride counts elements.
 //
 // Batch invariance: an output row depends on its own inputs only, bit for bit. No op may choose its
 // order of accumulation by the number of rows.
@@ -124,7 +124,7 @@ struct StoreLatentParams {
   const int32_t* positions = nullptr;  // [tokens]
   const float* cos_sin = nullptr;      // [max_seq_len, rope_dim / 2, 2]
   const int64_t* cache_rows = nullptr; // [tokens] block * kBlockSize + offset
-  void* cache = nullptr;               // [blocks * kBlockSize, latent_rank + rope_dim] of cache_dtype
+  void* cache = nullptr;  // [blocks * kBlockSize, latent_rank + rope_dim] of cache_dtype
   DType cache_dtype = DType::kBF16;
   int tokens = 0;
 };
@@ -242,7 +242,8 @@ struct SampleParams {
   SampleResult* results = nullptr;           // [rows]; fills all but slot
 };
 
-// out[i] = log softmax(logits[i])[targets[i]], over ids below vocab_limit; FP32, NaN passes through.
+// out[i] = log softmax(logits[i])[targets[i]], over ids below vocab_limit; FP32, NaN passes
+// through.
 struct TokenLogprobParams {
   const float* logits = nullptr;   // [rows, vocab]
   const int32_t* targets = nullptr;  // [rows]

@@ -5,9 +5,10 @@
 #include "kernels/cpu/attention_cache.h"
 #include "kernels/cpu/ops.h"
 
-// Each query is on its own: its keys are cut into splits at positions that its context length fixes,
-// a thread takes (query, split, some heads) and leaves a partial softmax, and the partials are merged
-// in order. Scores are dot products along the latent row, read once for all heads of the unit.
+// Each query is on its own: its keys are cut into splits at positions that its context length
+// fixes, a thread takes (query, split, some heads) and leaves a partial softmax, and the partials
+// are merged in order. Scores are dot products along the latent row, read once for all heads of the
+// unit.
 
 namespace hadal {
 namespace {
@@ -52,16 +53,17 @@ class DecodeAttention {
     const int64_t wanted = (2 * context_.pool->size() + splits - 1) / splits;
     const int64_t most = (p_.heads + kMinUnitHeads - 1) / kMinUnitHeads;
     if (context_.pool->size() > 1) head_groups = std::clamp(wanted, head_groups, most);
-    context_.pool->ParallelFor(splits * head_groups, 1, [&](int64_t begin, int64_t end, int thread) {
-      for (int64_t unit = begin; unit < end; ++unit) {
-        const int64_t split = unit / head_groups, group = unit % head_groups;
-        const Query* after = std::upper_bound(
-            queries, queries + count, split,
-            [](int64_t s, const Query& q) { return s < q.first_split; });
-        RunUnit(*(after - 1), split, static_cast<int>(p_.heads * group / head_groups),
-                static_cast<int>(p_.heads * (group + 1) / head_groups), thread);
-      }
-    });
+    context_.pool->ParallelFor(
+        splits * head_groups, 1, [&](int64_t begin, int64_t end, int thread) {
+          for (int64_t unit = begin; unit < end; ++unit) {
+            const int64_t split = unit / head_groups, group = unit % head_groups;
+            const Query* after =
+                std::upper_bound(queries, queries + count, split,
+                                 [](int64_t s, const Query& q) { return s < q.first_split; });
+            RunUnit(*(after - 1), split, static_cast<int>(p_.heads * group / head_groups),
+                    static_cast<int>(p_.heads * (group + 1) / head_groups), thread);
+          }
+        });
     context_.pool->ParallelFor(count * p_.heads, 8, [&](int64_t begin, int64_t end, int) {
       for (int64_t i = begin; i < end; ++i) Merge(queries[i / p_.heads], i % p_.heads);
     });
@@ -159,7 +161,8 @@ void MlaDecode(const MlaDecodeParams& p, CpuContext& context) {
     for (int i = 0; i < row.num_tokens; ++i) {
       const int64_t keys = int64_t{row.start_pos} + i + 1;
       const int64_t parts = kSplitKeys * kMaxSplits;
-      *next++ = {row.first_token + i, keys, row.blocks, kSplitKeys * ((keys + parts - 1) / parts), 0};
+      *next++ = {row.first_token + i, keys, row.blocks, kSplitKeys * ((keys + parts - 1) / parts),
+                 0};
     }
   }
   DecodeAttention attention(p, context);

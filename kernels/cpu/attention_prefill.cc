@@ -6,8 +6,8 @@
 #include "kernels/cpu/ops.h"
 
 // A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
-// row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query meets
-// its keys in the same pieces and order whatever chunk it came in.
+// row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query
+// meets its keys in the same pieces and order whatever chunk it came in.
 
 namespace hadal {
 namespace {
@@ -92,14 +92,16 @@ class PrefillAttention {
   }
 
   // Keys and values of the positions first .. first + keys; rows behind them are zero.
-  void MakeTile(const Unit& unit, int64_t first, int keys, const Buffers& b, ScratchArena& arena) const {
+  void MakeTile(const Unit& unit, int64_t first, int keys, const Buffers& b,
+                ScratchArena& arena) const {
     cache_.ReadTile(unit.row->blocks, first, keys, b.latent, latent_stride_);
     MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uk[unit.head], b.keys, qk_dim_, context_.isa,
                  arena);
     MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uv[unit.head], b.values, v_stride_,
                  context_.isa, arena);
     for (int j = 0; j < keys; ++j) {
-      std::memcpy(b.keys + j * qk_dim_ + p_.nope_dim, b.latent + j * latent_stride_ + p_.latent_rank,
+      std::memcpy(b.keys + j * qk_dim_ + p_.nope_dim,
+                  b.latent + j * latent_stride_ + p_.latent_rank,
                   static_cast<size_t>(p_.rope_dim) * sizeof(float));
     }
     std::fill(b.keys + keys * qk_dim_, b.keys + kScoreTile * qk_dim_, 0.0f);

@@ -19,11 +19,12 @@ struct GemmRows {
   char* row(int64_t i) const { return data + i * stride; }
 };
 
-// Bytes between rows for `w`: an odd number of cache lines, so that equal columns of consecutive rows
-// do not compete for the same cache set.
+// Bytes between rows for `w`: an odd number of cache lines, so that equal columns of consecutive
+// rows do not compete for the same cache set.
 int64_t GemmRowStride(const CpuPackedWeight& w, const GemmKernels& kernels);
 // Fills one row from w.k floats.
-void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x, char* row);
+void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x,
+                    char* row);
 
 // y = x w^T, x as GemmRows of this weight.
 struct GemmJob {

@@ -18,7 +18,9 @@ struct Sums {
 template <int kRows, int kPanels>
 inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows, kPanels>& sums) {
   const bool resume = !g.first && g.scale == nullptr;
+#pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int i = 0; i < 2 * kPanels; ++i) {
       sums.v[r][i] = resume ? _mm256_loadu_ps(g.c + r * g.c_stride + i * 8) : _mm256_setzero_ps();
     }
@@ -28,7 +30,9 @@ inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows,
 template <int kRows, int kPanels>
 inline __attribute__((always_inline)) void Finish(const GemmBlock& g,
                                                   const Sums<kRows, kPanels>& sums) {
+#pragma GCC unroll 6
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int i = 0; i < 2 * kPanels; ++i) {
       float* c = g.c + r * g.c_stride + i * 8;
       __m256 sum = sums.v[r][i];
@@ -50,13 +54,15 @@ void Bf16Block(const GemmBlock& g) {
   Sums<kRows, kPanels> sums;
   Start(g, sums);
   for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 8) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const char* panel = b + p * g.b_stride;
-      if (kRows <= 3) _mm_prefetch(panel + kPrefetch, _MM_HINT_T0);
+      _mm_prefetch(panel + kPrefetch, _MM_HINT_T0);
       const __m256i w0 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel));
       const __m256i w1 = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(panel + 32));
       const __m256 even0 = _mm256_castsi256_ps(_mm256_slli_epi32(w0, 16));
       const __m256 even1 = _mm256_castsi256_ps(_mm256_slli_epi32(w1, 16));
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const __m256 x = _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride));
         sums.v[r][2 * p] = _mm256_fmadd_ps(x, even0, sums.v[r][2 * p]);
@@ -64,6 +70,7 @@ void Bf16Block(const GemmBlock& g) {
       }
       const __m256 odd0 = _mm256_castsi256_ps(_mm256_and_si256(w0, high));
       const __m256 odd1 = _mm256_castsi256_ps(_mm256_and_si256(w1, high));
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const __m256 x =
             _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride + 4));
@@ -82,11 +89,13 @@ void F32Block(const GemmBlock& g) {
   Sums<kRows, kPanels> sums;
   Start(g, sums);
   for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 4) {
+#pragma GCC unroll 4
     for (int p = 0; p < kPanels; ++p) {
       const char* panel = b + p * g.b_stride;
-      if (kRows <= 3) _mm_prefetch(panel + kPrefetch, _MM_HINT_T0);
+      _mm_prefetch(panel + kPrefetch, _MM_HINT_T0);
       const __m256 w0 = _mm256_loadu_ps(reinterpret_cast<const float*>(panel));
       const __m256 w1 = _mm256_loadu_ps(reinterpret_cast<const float*>(panel + 32));
+#pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const __m256 x = _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride));
         sums.v[r][2 * p] = _mm256_fmadd_ps(x, w0, sums.v[r][2 * p]);

@@ -148,7 +148,8 @@ struct F8Expander {
   }
 };
 
-// Bf16Block() of codes that are expanded on the way: for so few rows that each is used once or twice.
+// Bf16Block() of codes that are expanded on the way: for so few rows that each is used once or
+// twice.
 template <int kRows, int kPanels>
 void F8Block(const GemmBlock& g) {
   const char* b = static_cast<const char*>(g.b);

@@ -1,7 +1,7 @@
 #pragma once
 
-// The seam between the matmul driver and its kernels, one set per instruction set. Included by files
-// compiled for those, hence plain data only.
+// The seam between the matmul driver and its kernels, one set per instruction set. Included by
+// files compiled for those, hence plain data only.
 
 #include <cstdint>
 
@@ -18,7 +18,8 @@ struct GemmBlock {
   int64_t steps = 0;
   float* c = nullptr;           // [rows][panels * 16]
   int64_t c_stride = 0;         // floats
-  // When set, the sum of this call starts at zero and is multiplied by scale[p][j] before it joins c.
+  // When set, the sum of this call starts at zero and is multiplied by scale[p][j] before it joins
+  // c.
   const float* scale = nullptr;
   int64_t scale_stride = 0;     // floats between panels
   bool first = true;            // c is written, not added to

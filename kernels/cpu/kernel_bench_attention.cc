@@ -57,8 +57,8 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
                  .heads = kHeads, .latent_rank = kLatent, .rope_dim = kRope, .scale = 0.1f}, op);
     });
     Report(fmt::format("decode {} {} x context {}", CpuIsaName(ceilings.isa), sequences, context),
-           seconds, keys * (kLatent + kRope) * 2, keys * kHeads * (2 * kLatent + kRope) * 2, ceilings,
-           true);
+           seconds, keys * (kLatent + kRope) * 2, keys * kHeads * (2 * kLatent + kRope) * 2,
+           ceilings, true);
   }
 }
 

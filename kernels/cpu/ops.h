@@ -43,8 +43,8 @@ void TokenLogprobs(const TokenLogprobParams& p, CpuContext& context);
 void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& w, float* y,
                   int64_t y_stride, CpuIsa isa, ScratchArena& scratch);
 
-// On the calling thread alone: out[i] = silu(gate[i]) * up[i]; out may be gate or up. An element has
-// the same bits wherever it stands in the array.
+// On the calling thread alone: out[i] = silu(gate[i]) * up[i]; out may be gate or up. An element
+// has the same bits wherever it stands in the array.
 void SiluMulSerial(const float* gate, const float* up, float* out, int64_t n, CpuIsa isa);
 
 }  // namespace hadal

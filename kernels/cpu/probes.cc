@@ -75,7 +75,8 @@ double ReadBandwidthGBs(int threads) {
   for (int i = 0; i < kRepeats; ++i) {
     const double seconds = SecondsOf([&] {
       pool.ParallelFor(kReadBytes / kReadChunk, 1, [&](int64_t begin, int64_t, int thread) {
-        sinks[static_cast<size_t>(thread) * 16] += read(data.get() + begin * kReadChunk, kReadChunk);
+        sinks[static_cast<size_t>(thread) * 16] +=
+            read(data.get() + begin * kReadChunk, kReadChunk);
       });
     });
     best = std::max(best, static_cast<double>(kReadBytes) / seconds * 1e-9);

@@ -56,7 +56,8 @@ struct Router {
 
   void ExcludeGroups() const {
     const int size = p.experts / p.groups;
-    for (int g = 0; g < p.groups; ++g) groups[g] = ScoreOfGroup(choice + g * size, size, p.group_score);
+    for (int g = 0; g < p.groups; ++g)
+      groups[g] = ScoreOfGroup(choice + g * size, size, p.group_score);
     std::fill_n(taken, p.groups, false);
     for (int i = 0; i < p.limited_groups; ++i) taken[LargestFree(groups, taken, p.groups)] = true;
     for (int g = 0; g < p.groups; ++g) {
@@ -95,8 +96,9 @@ void Route(const RouteParams& p, CpuContext& context) {
     for (int64_t unit = begin; unit < end; ++unit) {
       const int64_t t = unit % token_blocks * kTokenBlock, e = unit / token_blocks * kExpertBlock;
       kernels.dot(x + t * p.dim, p.dim, static_cast<int>(std::min(kTokenBlock, p.tokens - t)),
-                  p.gate + e * p.dim, p.dim, static_cast<int>(std::min(kExpertBlock, p.experts - e)),
-                  p.dim, scores + t * p.experts + e, p.experts);
+                  p.gate + e * p.dim, p.dim,
+                  static_cast<int>(std::min(kExpertBlock, p.experts - e)), p.dim,
+                  scores + t * p.experts + e, p.experts);
     }
   });
   const int64_t grain = RowGrain(int64_t{p.experts} * p.top_k * 4);

@@ -19,8 +19,8 @@ struct VectorKernels {
   int query_rows;  // queries per block of score_tile: tiles of a multiple of it waste nothing
 
   // y[r * y_stride + j] = sum of a[r * a_stride + i] * b[j * b_stride + i] over i < n.
-  void (*dot)(const float* a, int64_t a_stride, int rows, const float* b, int64_t b_stride, int cols,
-              int64_t n, float* y, int64_t y_stride);
+  void (*dot)(const float* a, int64_t a_stride, int rows, const float* b, int64_t b_stride,
+              int cols, int64_t n, float* y, int64_t y_stride);
 
   // [kScoreTile][dim] with row stride `stride` to [kScoreTile / key_group][dim][key_group].
   void (*transpose_keys)(const float* keys, int64_t stride, int64_t dim, float* out);
@@ -31,8 +31,8 @@ struct VectorKernels {
   // One step of the online softmax. Row r of s [rows][kScoreTile] has first_valid + r * valid_step
   // keys (none when <= 0): s becomes exp(s * scale - m) of the new maximum m, zero for the others;
   // l is the running sum of those, alpha what older sums are to be multiplied by.
-  void (*softmax_tile)(float* s, int rows, int64_t first_valid, int valid_step, float scale, float* m,
-                       float* l, float* alpha);
+  void (*softmax_tile)(float* s, int rows, int64_t first_valid, int valid_step, float scale,
+                       float* m, float* l, float* alpha);
   // o[r][c] = o[r][c] * alpha[r] + sum of p[r][j] * v[j][c] over j < keys. `cols` is padded; p has
   // rows of kScoreTile.
   void (*weighted_sum)(const float* p, const float* alpha, int rows, const float* v,

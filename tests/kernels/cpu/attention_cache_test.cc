@@ -65,11 +65,19 @@ void CheckStore(const StoreCase& c, std::mt19937_64& rng) {
       std::vector<bf16_t> halves;
       for (const float v : before) halves.push_back(FloatToBf16(v));
       const bool f32 = c.dtype == DType::kF32;
-      StoreLatent({.kv_a = kv_a.data(), .kv_a_stride = stride, .weight = weight.data(), .eps = 1e-3f,
-                   .latent_rank = c.latent, .rope_dim = c.rope, .positions = positions.data(),
-                   .cos_sin = cos_sin.data(), .cache_rows = rows.data(),
+      StoreLatent({.kv_a = kv_a.data(),
+                   .kv_a_stride = stride,
+                   .weight = weight.data(),
+                   .eps = 1e-3f,
+                   .latent_rank = c.latent,
+                   .rope_dim = c.rope,
+                   .positions = positions.data(),
+                   .cos_sin = cos_sin.data(),
+                   .cache_rows = rows.data(),
                    .cache = f32 ? static_cast<void*>(cache.data()) : halves.data(),
-                   .cache_dtype = c.dtype, .tokens = c.tokens}, context);
+                   .cache_dtype = c.dtype,
+                   .tokens = c.tokens},
+                  context);
       for (size_t i = 0; !f32 && i < halves.size(); ++i) cache[i] = Bf16ToFloat(halves[i]);
       CHECK(testing::RelativeError(cache, expected) < (f32 ? 1e-6 : 4e-3));
       if (first.empty()) first = cache;

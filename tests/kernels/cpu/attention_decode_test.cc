@@ -52,8 +52,9 @@ class DecodeCase {
 
   // The outputs of rows [begin, end).
   std::vector<float> Run(size_t begin, size_t end, int threads, CpuIsa isa) const {
-    return Run({rows_.begin() + static_cast<int64_t>(begin), rows_.begin() + static_cast<int64_t>(end)},
-               threads, isa);
+    return Run(
+        {rows_.begin() + static_cast<int64_t>(begin), rows_.begin() + static_cast<int64_t>(end)},
+        threads, isa);
   }
   // The output of query i of row 0, as a row of its own.
   std::vector<float> RunQuery(int i, CpuIsa isa) const {
@@ -114,7 +115,8 @@ TEST_CASE("decode attention equals float64: odd heads and widths, scattered bloc
   struct Shape {
     int heads, latent, rope;
   };
-  for (const Shape shape : {Shape{3, 40, 6}, {16, 512, 64}, {5, 192, 32}, {1, 7, 2}, {40, 33, 10}}) {
+  for (const Shape shape :
+       {Shape{3, 40, 6}, {16, 512, 64}, {5, 192, 32}, {1, 7, 2}, {40, 33, 10}}) {
     for (const DType dtype : {DType::kF32, DType::kBF16}) {
       const DecodeCase c(shape.heads, shape.latent, shape.rope, dtype,
                          {{0, 1}, {62, 4}, {63, 1}, {64, 2}, {510, 3}, {700, 1}, {0, 4}}, rng);

@@ -65,7 +65,8 @@ class PrefillCase {
       const auto keys = Project(sequence, weights_[static_cast<size_t>(2 * h)], shape_.nope);
       const auto values = Project(sequence, weights_[static_cast<size_t>(2 * h + 1)], shape_.v);
       for (int t = 0; t < length; ++t) {
-        const float* q = queries_[sequence].data() + t * q_width() + h * (shape_.nope + shape_.rope);
+        const float* q =
+            queries_[sequence].data() + t * q_width() + h * (shape_.nope + shape_.rope);
         std::vector<double> scores;
         for (int j = 0; j <= t; ++j) scores.push_back(Score(sequence, q, keys, j) * scale_);
         const auto o = testing::SoftmaxSum(scores, values, static_cast<size_t>(shape_.v));
@@ -117,7 +118,8 @@ class PrefillCase {
       score += q[i] * keys[static_cast<size_t>(j * shape_.nope + i)];
     }
     const float* k_pe = cache_.Row(sequence, j) + shape_.latent;
-    for (int i = 0; i < shape_.rope; ++i) score += static_cast<double>(q[shape_.nope + i]) * k_pe[i];
+    for (int i = 0; i < shape_.rope; ++i)
+      score += static_cast<double>(q[shape_.nope + i]) * k_pe[i];
     return score;
   }
 

@@ -94,7 +94,8 @@ TEST_CASE("matmul of stacked sources is the stack of their matmuls") {
   ThreadPool pool(2);
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     const int64_t k = 200;
-    const RandomWeight a({.n = 37, .k = k, .dtype = dtype, .row_offset = 100, .col_offset = 65}, rng);
+    const RandomWeight a({.n = 37, .k = k, .dtype = dtype, .row_offset = 100, .col_offset = 65},
+                         rng);
     const RandomWeight b({.n = 50, .k = k, .dtype = dtype, .row_offset = 7, .col_offset = 65}, rng);
     const auto packed = PackCpuWeight({a.source(), b.source()}, pool);
     REQUIRE(packed->n == 87);

@@ -96,7 +96,8 @@ TEST_CASE("a normed row has the same bits alone, in any batch and on any thread 
   std::mt19937_64 rng(testing::RandomSeed());
   const int64_t dim = 1027;
   const int tokens = 67;
-  const std::vector<float> x = RandomFloats(tokens * dim, rng), delta = RandomFloats(tokens * dim, rng);
+  const std::vector<float> x = RandomFloats(tokens * dim, rng),
+                           delta = RandomFloats(tokens * dim, rng);
   const std::vector<float> weight = RandomFloats(dim, rng);
   for (const CpuIsa isa : SupportedCpuIsas()) {
     std::vector<float> all;

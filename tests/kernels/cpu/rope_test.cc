@@ -28,13 +28,15 @@ TEST_CASE("rope turns interleaved pairs of every head by the angle of the token'
       cos_sin.push_back(static_cast<float>(std::sin(angles.back())));
     }
     std::vector<int32_t> positions;
-    for (int t = 0; t < tokens; ++t) positions.push_back(static_cast<int32_t>(rng() % max_positions));
+    for (int t = 0; t < tokens; ++t)
+      positions.push_back(static_cast<int32_t>(rng() % max_positions));
     const std::vector<float> x = RandomFloats(tokens * x_stride, rng);
     std::vector<double> expected(x.begin(), x.end());
     for (int64_t t = 0; t < tokens; ++t) {
       for (int h = 0; h < heads; ++h) {
         for (int i = 0; i < rope_dim / 2; ++i) {
-          double* pair = &expected[static_cast<size_t>(t * x_stride + before + h * head_stride + 2 * i)];
+          double* pair =
+              &expected[static_cast<size_t>(t * x_stride + before + h * head_stride + 2 * i)];
           const int64_t row = positions[static_cast<size_t>(t)];
           const auto turned = std::complex<double>(pair[0], pair[1]) *
                               std::polar(1.0, angles[static_cast<size_t>(row * rope_dim / 2 + i)]);
