@@ -88,7 +88,8 @@ void BenchMoe(DType dtype, const Setup& setup) {
   }
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
-    for (const auto& [active, rows_each] : {std::pair{6, 1}, {40, 1}, {40, 2}, {40, 4}, {40, 48}}) {
+    for (const auto& load : {std::pair{6, 1}, {40, 1}, {40, 2}, {40, 4}, {40, 48}}) {
+      const int active = load.first, rows_each = load.second;
       const int rows = active * rows_each;
       std::vector<float> x(static_cast<size_t>(rows * dim), 0.5f), out(x.size());
       std::vector<int32_t> token(static_cast<size_t>(rows));
