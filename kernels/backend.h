@@ -2,13 +2,18 @@
 
 // The seam between the model and the machine: one plain parameter struct per op, two
 // implementations (kernels/cpu, kernels/cuda). All calls of one Backend come from one thread, in
-// stream order; an op may return before it has run. Activations ("act") have the type
-// activation_dtype(): float on the CPU. Shapes are row-major; a stride counts elements.
+// stream order; an op may return before it has run. Every pointer in a parameter struct is backend
+// memory (Allocate), index arrays included, unless it says "host". Activations ("act") have the
+// type activation_dtype(): float on the CPU, bf16 or float on a GPU. Shapes are row-major; a stride
+// counts elements.
 //
-// Batch invariance: an output row depends on its own inputs only, bit for bit. No op may choose its
-// order of accumulation by the number of rows.
+// Padding: a row with position -1 is nobody's. Ops skip it or write anything to its output.
+//
+// Batch invariance, on the CPU: an output row depends on its own inputs only, bit for bit. No op
+// may choose its order of accumulation by the number of rows. GPU ops may, within rounding.
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -36,13 +41,18 @@ struct WeightSource {
   int64_t col_offset = 0;
 };
 
-// A matrix [n, k] in the backend's own layout. FP8 stays at one byte an element.
+// The sources of one matrix, stacked along n (same k, dtype, col_offset). Never empty.
+using StackedSource = std::vector<WeightSource>;
+
+// `count` matrices [n, k] in the backend's own layout: the heads of an attention layer, the experts
+// of a rank, or one alone. FP8 stays at one byte an element.
 struct PackedWeight {
   virtual ~PackedWeight() = default;
+  int count = 1;
   int64_t n = 0;
   int64_t k = 0;
   DType dtype = DType::kBF16;
-  int64_t bytes = 0;  // what it occupies, scales and padding included
+  int64_t bytes = 0;  // what all of them occupy, scales and padding included
 };
 
 // Device memory; freed with the object. Not initialised.
@@ -54,8 +64,40 @@ struct DeviceBuffer {
   T* as() const { return static_cast<T*>(data); }
 };
 
+// Host memory that a device copies to and from without a detour; freed with the object.
+struct HostBuffer {
+  virtual ~HostBuffer() = default;
+  void* data = nullptr;
+  int64_t bytes = 0;
+  template <typename T>
+  T* as() const { return static_cast<T*>(data); }
+};
+
+// The largest operands that any op will be called with; what a backend reserves once.
+struct OpLimits {
+  int tokens = 0;          // of one step
+  int logit_rows = 0;      // of one Sample()
+  int64_t dim = 0;
+  int64_t mlp_width = 0;   // of the widest Mlp or shared MLP
+  int heads = 0;
+  int latent_rank = 0;
+  int nope_dim = 0;
+  int rope_dim = 0;
+  int v_dim = 0;
+  int64_t q_rank = 0;      // inputs of the query projection when queries are compressed
+  int64_t max_context = 0; // keys of one sequence
+  int experts = 0;         // of the model; 0: none
+  int local_experts = 0;   // of this rank
+  int top_k = 0;
+  int64_t moe_tokens = 0;  // of one Moe()
+  int64_t moe_width = 0;
+  int64_t vocab = 0;       // complete
+};
+
 struct EmbedParams {
-  const int32_t* ids = nullptr;  // [tokens]
+  // [tokens]; -1 - s stands for last_tokens[s].
+  const int32_t* ids = nullptr;
+  const int32_t* last_tokens = nullptr;  // [slots], or null: there is no such id
   int tokens = 0;
   const void* table = nullptr;   // [vocab_end - vocab_begin, dim] of table_dtype
   DType table_dtype = DType::kBF16;
@@ -83,8 +125,9 @@ struct MatMulParams {
   const void* x = nullptr;       // [m, k] act, stride x_stride
   int64_t x_stride = 0;
   const PackedWeight* w = nullptr;
-  void* y = nullptr;             // [m, n] act, stride y_stride
+  void* y = nullptr;             // [m, n], stride y_stride
   int64_t y_stride = 0;
+  bool float_out = false;        // y is float, not act: logits
   int m = 0;
 };
 
@@ -93,7 +136,7 @@ struct HeadMatMulParams {
   const void* x = nullptr;       // [m, heads, k] act
   int64_t x_stride = 0;          // between tokens
   int64_t x_head_stride = 0;
-  const PackedWeight* const* w = nullptr;  // [heads], each [n, k]
+  const PackedWeight* w = nullptr;  // [heads] of [n, k]
   void* y = nullptr;             // [m, heads, n] act
   int64_t y_stride = 0;
   int64_t y_head_stride = 0;
@@ -101,20 +144,13 @@ struct HeadMatMulParams {
   int heads = 0;
 };
 
-// In place on x[t, h, 0..rope_dim): pairs (2i, 2i + 1) turn by position[t] * theta_i.
-struct RopeParams {
-  void* x = nullptr;             // act; first rotated element of token 0, head 0
-  int64_t x_stride = 0;          // between tokens
-  int64_t head_stride = 0;
+// Turns the queries' rotary part in place, pairs (2i, 2i + 1) by position[t] * theta_i, and writes
+// one row of the latent cache per token: [rmsnorm(c) * weight ; rope(k_pe)].
+struct MlaInputParams {
+  void* q_rope = nullptr;        // act; element of token 0, head 0
+  int64_t q_rope_stride = 0;     // between tokens
+  int64_t q_rope_head_stride = 0;
   int heads = 0;
-  int rope_dim = 0;
-  const int32_t* positions = nullptr;  // [tokens]
-  const float* cos_sin = nullptr;      // [max_seq_len, rope_dim / 2, 2]
-  int tokens = 0;
-};
-
-// Writes one row of the latent cache per token: [rmsnorm(c) * weight ; rope(k_pe)].
-struct StoreLatentParams {
   const void* kv_a = nullptr;    // [tokens, latent_rank + rope_dim] act, stride kv_a_stride
   int64_t kv_a_stride = 0;
   const float* weight = nullptr; // [latent_rank]
@@ -132,9 +168,19 @@ struct StoreLatentParams {
 // Consecutive queries of one sequence; query i sees the keys at positions 0 .. start_pos + i.
 struct AttentionRow {
   int32_t first_token = 0;       // index of its first query in q and out
-  int32_t num_tokens = 0;
+  int32_t num_tokens = 0;        // 0: nobody's row
   int32_t start_pos = 0;
-  const int32_t* blocks = nullptr;  // block table, covering start_pos + num_tokens positions
+  int32_t first_block = 0;       // where its block table starts in AttentionRows::block_tables
+};
+
+struct AttentionRows {
+  const AttentionRow* rows = nullptr;       // [num_rows]
+  const AttentionRow* host_rows = nullptr;  // host; the same, null in an op that may be replayed
+  int num_rows = 0;
+  const int32_t* block_tables = nullptr;    // of each row: ceil((start_pos + num_tokens) / 64) ids
+  int tokens = 0;                           // of all rows
+  int max_row_tokens = 0;                   // upper bound of num_tokens
+  int64_t max_context = 0;                  // upper bound of start_pos + num_tokens
 };
 
 // Absorbed form: scores = (q_latent . c + q_rope . k_pe) * scale, out = softmax(scores) c.
@@ -144,8 +190,7 @@ struct MlaDecodeParams {
   int64_t q_rope_stride = 0;       // between tokens
   int64_t q_rope_head_stride = 0;
   void* out = nullptr;             // [tokens, heads, latent_rank] act, contiguous
-  const AttentionRow* rows = nullptr;
-  int num_rows = 0;
+  AttentionRows rows;
   const void* cache = nullptr;     // [blocks * kBlockSize, latent_rank + rope_dim] of cache_dtype
   DType cache_dtype = DType::kBF16;
   int heads = 0;
@@ -154,16 +199,16 @@ struct MlaDecodeParams {
   float scale = 1;
 };
 
-// Up-projected form: k_nope = c w_uk^T and v = c w_uv^T per head, made a tile of keys at a time.
+// Up-projected form: k_nope = c w_uk^T and v = c w_uv^T per head. host_rows is set.
 struct MlaPrefillParams {
-  const void* q = nullptr;         // [tokens, heads, nope_dim + rope_dim] act, contiguous
+  const void* q = nullptr;         // [tokens, heads, nope_dim + rope_dim] act, stride q_stride
+  int64_t q_stride = 0;            // between tokens; heads are contiguous
   void* out = nullptr;             // [tokens, heads, v_dim] act, contiguous
-  const AttentionRow* rows = nullptr;
-  int num_rows = 0;
+  AttentionRows rows;
   const void* cache = nullptr;     // as in MlaDecodeParams
   DType cache_dtype = DType::kBF16;
-  const PackedWeight* const* w_uk = nullptr;  // [heads], each [nope_dim, latent_rank]
-  const PackedWeight* const* w_uv = nullptr;  // [heads], each [v_dim, latent_rank]
+  const PackedWeight* w_uk = nullptr;  // [heads] of [nope_dim, latent_rank]
+  const PackedWeight* w_uv = nullptr;  // [heads] of [v_dim, latent_rank]
   int heads = 0;
   int latent_rank = 0;
   int nope_dim = 0;
@@ -172,12 +217,14 @@ struct MlaPrefillParams {
   float scale = 1;
 };
 
-// out = silu(gate) * up.
-struct SiluMulParams {
-  const void* gate_up = nullptr;   // [rows, 2 * width] act: gate, then up
-  void* out = nullptr;             // [rows, width] act
-  int rows = 0;
+// out = w2 (silu(gate) * up), gate and up from w13 x.
+struct MlpParams {
+  const void* x = nullptr;         // [tokens, dim] act, contiguous
+  const PackedWeight* w13 = nullptr;  // [2 * width, dim]: gate rows, then up; null: there is no MLP
+  const PackedWeight* w2 = nullptr;   // [dim, width]
   int64_t width = 0;
+  void* out = nullptr;             // [tokens, dim] act
+  int tokens = 0;
 };
 
 enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
@@ -190,6 +237,7 @@ struct RouteParams {
   const void* x = nullptr;         // [tokens, dim] act
   const float* gate = nullptr;     // [experts, dim]
   const float* bias = nullptr;     // [experts] or null
+  const int32_t* positions = nullptr;  // [tokens]; -1: its ids become -1. Null: all are somebody's
   int tokens = 0;
   int64_t dim = 0;
   int experts = 0;
@@ -204,31 +252,42 @@ struct RouteParams {
   float* weights = nullptr;        // [tokens, top_k]
 };
 
-// Rows sorted by local expert; the expert MLP of each row, not weighted:
-// row_out[r] = w2[e] (silu(gate) * up), gate and up from w13[e] x[row_token[r]].
-struct MoeMlpParams {
+// out[t] = shared(x[t]) + sum over j of weights[t, j] * expert(ids[t, j])(x[t]), j ascending; ids
+// that are -1 or of another rank are skipped.
+struct MoeParams {
   const void* x = nullptr;         // [tokens, dim] act
-  const PackedWeight* const* w13 = nullptr;  // [experts], each [2 * width, dim]: gate rows, then up
-  const PackedWeight* const* w2 = nullptr;   // [experts], each [dim, width]
-  int experts = 0;                 // on this rank
-  const int32_t* expert_offsets = nullptr;   // [experts + 1] into the rows
-  const int32_t* row_token = nullptr;        // [rows] row of x
-  void* row_out = nullptr;         // [rows, dim] act
-  int rows = 0;
+  const int32_t* ids = nullptr;    // [tokens, top_k] expert or -1
+  const float* weights = nullptr;  // [tokens, top_k]
+  const int32_t* local_index = nullptr;  // [experts] index in w13 and w2, -1: of another rank
+  const PackedWeight* w13 = nullptr;  // [local experts] of [2 * width, dim]: gate rows, then up
+  const PackedWeight* w2 = nullptr;   // [local experts] of [dim, width]
+  MlpParams shared;                // w13, w2 and width only; without w13 nothing is added
+  void* out = nullptr;             // [tokens, dim] act
+  int tokens = 0;
+  int top_k = 0;
+  int experts = 0;                 // of the model
   int64_t dim = 0;
   int64_t width = 0;
 };
 
-// out[t] (+)= sum over j of weights[t, j] * row_out[row_of[t, j]], j ascending, row_of -1 skipped.
-struct MoeCombineParams {
-  const void* row_out = nullptr;   // [rows, dim] act
-  const int32_t* row_of = nullptr; // [tokens, top_k]
-  const float* weights = nullptr;  // [tokens, top_k]
+// out[t] += sum over j of rows[row_of[t, j]], j ascending, row_of -1 skipped.
+struct AddRowsParams {
+  const void* rows = nullptr;      // [rows, dim] act
+  const int32_t* row_of = nullptr; // [tokens, width]
   void* out = nullptr;             // [tokens, dim] act
-  bool accumulate = false;
   int tokens = 0;
-  int top_k = 0;
+  int width = 0;
   int64_t dim = 0;
+};
+
+// The most likely tokens that a row can ask for.
+inline constexpr int kMaxTopLogprobs = 20;
+
+// One drawn token. `logprob` is set when SamplingParams::logprobs >= 0.
+struct SampledToken {
+  int32_t token = 0;
+  float logprob = 0;
+  int32_t non_finite = 0;          // 1: logits had NaN or Inf, the token is meaningless (0)
 };
 
 // Draws one token per row of complete logits. Ids >= vocab_limit are treated as -inf.
@@ -239,7 +298,19 @@ struct SampleParams {
   int64_t vocab_limit = 0;
   const SamplingParams* sampling = nullptr;  // [rows]
   const int32_t* positions = nullptr;        // [rows] position of the drawn token in its sequence
-  SampleResult* results = nullptr;           // [rows]; fills all but slot
+  SampledToken* out = nullptr;               // [rows]
+  TokenLogprob* top = nullptr;               // [rows, kMaxTopLogprobs], best first; of each row
+                                             // SamplingParams::logprobs entries are written
+  bool any_top = false;            // whether a row asks for such entries
+  bool all_greedy = false;         // every row has temperature 0
+};
+
+// last_tokens[slots[i]] = tokens[i].token.
+struct StoreTokensParams {
+  const SampledToken* tokens = nullptr;  // [rows]
+  const int32_t* slots = nullptr;        // [rows]; -1: nobody's
+  int32_t* last_tokens = nullptr;        // [slots of the group]
+  int rows = 0;
 };
 
 // out[i] = log softmax(logits[i])[targets[i]], over ids below vocab_limit; FP32, NaN passes
@@ -263,31 +334,52 @@ class Backend {
 
   // Throws std::bad_alloc, naming the bytes in the log, when memory is exhausted.
   virtual std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) = 0;
-  virtual void CopyToDevice(void* device, const void* host, int64_t bytes) = 0;
-  virtual void CopyToHost(void* host, const void* device, int64_t bytes) = 0;
+  virtual std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) = 0;
+  // Bytes that may still be allocated by this process when `ranks` share the memory; at most what
+  // is free now.
+  virtual int64_t AvailableBytes(int ranks) const = 0;
 
-  // Copies the sources, stacked along n (same k, dtype, col_offset), into the backend's layout.
-  // REQUIRES: at least one source.
-  virtual std::unique_ptr<PackedWeight> Pack(const std::vector<WeightSource>& sources) = 0;
-  // What Pack() will occupy for an [n, k] matrix.
+  // In stream order. `host` may be reused on return.
+  virtual void CopyToDevice(void* device, const void* host, int64_t bytes) = 0;
+  // In stream order; `host` is complete on return.
+  virtual void CopyToHost(void* host, const void* device, int64_t bytes) = 0;
+  // In stream order; `host`, part of a HostBuffer, is complete once Done() says so of the ticket.
+  virtual uint64_t StartCopyToHost(void* host, const void* device, int64_t bytes) = 0;
+  virtual bool Done(uint64_t ticket) = 0;
+  // Waits until Done(ticket). Throws when an op failed on the device.
+  virtual void Await(uint64_t ticket) = 0;
+
+  // Copies matrices of one shape into the backend's layout. REQUIRES: at least one.
+  virtual std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) = 0;
+  // What Pack() will occupy for one [n, k] matrix.
   virtual int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const = 0;
+
+  // Memory that ops need beside their operands, within `limits`; and taking it. Called once, before
+  // the first op.
+  virtual int64_t ScratchBytes(const OpLimits& limits) const = 0;
+  virtual void Reserve(const OpLimits& limits) = 0;
+
+  // Runs `ops`, or repeats what it did when it was last run under this key. REQUIRES: every
+  // pointer, shape and bound that `ops` passes to ops is a function of the key. Key 0 is never
+  // repeated.
+  virtual void Replay(uint64_t key, const std::function<void()>& ops) = 0;
 
   virtual void Embed(const EmbedParams& p) = 0;
   virtual void RmsNorm(const RmsNormParams& p) = 0;
   virtual void MatMul(const MatMulParams& p) = 0;
   virtual void HeadMatMul(const HeadMatMulParams& p) = 0;
-  virtual void Rope(const RopeParams& p) = 0;
-  virtual void StoreLatent(const StoreLatentParams& p) = 0;
+  virtual void MlaInput(const MlaInputParams& p) = 0;
   virtual void MlaDecode(const MlaDecodeParams& p) = 0;
   virtual void MlaPrefill(const MlaPrefillParams& p) = 0;
-  virtual void SiluMul(const SiluMulParams& p) = 0;
+  virtual void Mlp(const MlpParams& p) = 0;
   virtual void Route(const RouteParams& p) = 0;
-  virtual void MoeMlp(const MoeMlpParams& p) = 0;
-  virtual void MoeCombine(const MoeCombineParams& p) = 0;
+  virtual void Moe(const MoeParams& p) = 0;
+  virtual void AddRows(const AddRowsParams& p) = 0;
   virtual void Sample(const SampleParams& p) = 0;
+  virtual void StoreTokens(const StoreTokensParams& p) = 0;
   virtual void TokenLogprobs(const TokenLogprobParams& p) = 0;
 
-  // Returns when every op called so far has run.
+  // Returns when every op called so far has run. Throws when one failed on the device.
   virtual void Synchronize() = 0;
 };
 

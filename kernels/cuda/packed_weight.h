@@ -1,0 +1,44 @@
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "kernels/backend.h"
+#include "kernels/cuda/cuda_context.h"
+
+namespace hadal {
+
+// Matrices as a device reads them: row-major, k contiguous, one after the other.
+//   kBF16, kF32  [count][n][stride] of the type
+//   kF8E4M3      [count][n][stride] bytes, and scale [count][scale_rows_count][k_blocks] float
+struct CudaPackedWeight : PackedWeight {
+  // Elements between rows: k rounded up to 16, the rest zero, so that every row starts at 16 bytes.
+  int64_t stride = 0;
+  const void* data = nullptr;    // device
+
+  // kF8E4M3: element (r, c) of matrix i is code * scale[(i * scale_n + r / scale_rows) * k_blocks +
+  // (c + k_lead) / 128].
+  const float* scale = nullptr;  // device
+  int scale_rows = 1;            // 128 when the blocks of all sources begin at multiples of 128 rows
+                                 // of the stacked matrix, 1 otherwise
+  int64_t scale_n = 0;           // ceil(n / scale_rows)
+  int64_t k_blocks = 0;
+  int k_lead = 0;                // columns of the first block that the slice leaves out
+
+  const char* matrix(int64_t i) const {
+    return static_cast<const char*>(data) + i * n * stride * DTypeSize(dtype);
+  }
+
+  CudaPackedWeight() = default;
+  ~CudaPackedWeight() override;
+  CudaPackedWeight(const CudaPackedWeight&) = delete;
+  CudaPackedWeight& operator=(const CudaPackedWeight&) = delete;
+};
+
+// Contract of Backend::Pack(); returns when the sources have been read. REQUIRES: scale_block 128.
+std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
+                                             CudaContext& context);
+int64_t CudaPackedBytes(int64_t n, int64_t k, DType dtype);
+
+}  // namespace hadal
