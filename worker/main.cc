@@ -44,7 +44,7 @@ void SetUpLog(const WorkerOptions& options, const MpiPlace& place) {
 
 // The same verdict on every rank: OK, or the error of the lowest rank that has one (others only learn
 // that there is one).
-Status Agree(const Status& own, Communicator* world) {
+Status Agree(const Status& own, HostCommunicator* world) {
   const int32_t failed = own.ok() ? 0 : 1;
   std::vector<int32_t> all(world->size());
   world->AllGather(&failed, all.data(), sizeof(failed));
@@ -111,7 +111,7 @@ class Worker {
     capacity_.max_slots = options_.max_slots;
     capacity_.max_step_tokens = options_.max_step_tokens;
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
-    const int64_t available = AvailableMemoryPerRank(place_.local_ranks);
+    const int64_t available = backend_->AvailableBytes(place_.local_ranks);
     HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
                            DecideKvBlocks(config_, plan, {options_.kv_blocks, options_.kv_memory},
                                           available));
@@ -131,7 +131,8 @@ class Worker {
   ModelOptions ModelConfigOptions(int32_t kv_blocks) const {
     return {.kv_blocks = kv_blocks,
             .max_step_tokens = options_.max_step_tokens,
-            .max_step_logits = StepRunner::kLogitRows};
+            .max_rows = options_.max_slots,
+            .max_step_logits = StepRunner::LogitRows(*backend_, options_.max_slots)};
   }
 
   Status LoadModel() {
@@ -156,7 +157,7 @@ class Worker {
       spdlog::info("joined {} as epoch {}", options_.server, (*channel)->epoch());
       Status ended;
       try {
-        ended = LeadEpoch(channel->get(), runner, comm_.world.get());
+        ended = LeadEpoch(channel->get(), runner, comm_.world.get(), layout_.data_parallel > 1);
       } catch (const std::exception& e) {
         (*channel)->SendFailure(fmt::format("rank 0 on {}: {}", HostName(), e.what()));
         throw;

@@ -131,8 +131,8 @@ StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options) {
   MPI_Comm_dup(MPI_COMM_WORLD, &world);
   MPI_Comm tensor;
   MPI_Comm_split(MPI_COMM_WORLD, place.rank / options.tensor_parallel, place.rank, &tensor);
-  return CommGroup{std::make_shared<MpiCommunicator>(world, options.timeout_s),
-                   std::make_shared<MpiCommunicator>(tensor, options.timeout_s)};
+  return HostCommGroup(std::make_shared<MpiCommunicator>(world, options.timeout_s),
+                       std::make_shared<MpiCommunicator>(tensor, options.timeout_s));
 }
 
 }  // namespace hadal

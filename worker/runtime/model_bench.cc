@@ -15,6 +15,7 @@
 #include "kernels/cpu/probes.h"
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
+#include "worker/model/step_inputs.h"
 
 namespace hadal {
 namespace {
@@ -56,11 +57,12 @@ class ModelBench {
     const ModelOptions model_options{
         .kv_blocks = std::max(sequences * blocks_per_sequence_, prompt / kBlockSize + 1),
         .max_step_tokens = std::max({prompt, options_.context, sequences}),
-        .max_step_logits = sequences};
-    const CommGroup comm{MakeSelfCommunicator(), MakeSelfCommunicator()};
+        .max_rows = sequences,
+        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = sequences,
+                                                     .max_rows = sequences})};
+    const CommGroup comm = HostCommGroup(MakeSelfCommunicator(), MakeSelfCommunicator());
     HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, Layout{}, *checkpoint, backend_.get(), comm,
                                                model_options, nullptr));
-    logits_.resize(static_cast<size_t>(sequences) * config_.vocab_size);
     return OkStatus();
   }
 
@@ -88,8 +90,12 @@ class ModelBench {
 
   double Step(const Batch& batch) {
     const auto start = std::chrono::steady_clock::now();
-    model_->Forward(batch);
-    model_->Logits(0, static_cast<int>(batch.logit_tokens.size()), logits_.data());
+    model_->Prepare(batch);
+    backend_->Replay(model_->replay_key(), [&] {
+      model_->Forward();
+      model_->Logits(0, model_->logit_rows());
+    });
+    backend_->Synchronize();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
@@ -112,7 +118,7 @@ class ModelBench {
     for (int s = 0; s < sequences; ++s) {
       Batch batch;
       Append(s, 0, options_.context, RowKind::kPrefill, &batch);
-      model_->Forward(batch);
+      Step(batch);
     }
     double best = 1e30;
     int position = options_.context;
@@ -136,7 +142,6 @@ class ModelBench {
   std::unique_ptr<Model> model_;
   int blocks_per_sequence_ = 0;
   std::vector<int32_t> tables_;
-  std::vector<float> logits_;
   std::mt19937 rng_{1};
 };
 

@@ -44,7 +44,7 @@ void CheckShape(const WeightShape& shape, int m, ThreadPool& pool, std::mt19937_
   CAPTURE(shape.n, shape.k, m, DTypeName(shape.dtype), shape.transposed, shape.row_offset,
           shape.col_offset, shape.scale_block);
   const RandomWeight weight(shape, rng);
-  const auto packed = PackCpuWeight({weight.source()}, pool);
+  const auto packed = PackCpuWeight({{weight.source()}}, pool);
   const int64_t x_stride = shape.k + 3;
   const std::vector<float> x = RandomFloats(m * x_stride, rng);
   const auto at = [&](int64_t j, int64_t i) { return weight.At(j, i); };
@@ -97,7 +97,7 @@ TEST_CASE("matmul of stacked sources is the stack of their matmuls") {
     const RandomWeight a({.n = 37, .k = k, .dtype = dtype, .row_offset = 100, .col_offset = 65},
                          rng);
     const RandomWeight b({.n = 50, .k = k, .dtype = dtype, .row_offset = 7, .col_offset = 65}, rng);
-    const auto packed = PackCpuWeight({a.source(), b.source()}, pool);
+    const auto packed = PackCpuWeight({{a.source(), b.source()}}, pool);
     REQUIRE(packed->n == 87);
     const int m = 3;
     const std::vector<float> x = RandomFloats(m * k, rng);
@@ -117,7 +117,7 @@ TEST_CASE("every e4m3 code counts exactly") {
   const std::vector<float> scale(2, 1.0f);
   WeightSource source{.data = codes.data(), .dtype = DType::kF8E4M3, .n = 256, .k = 1,
                       .row_stride = 1, .scale = scale.data(), .scale_stride = 1};
-  const auto packed = PackCpuWeight({source}, pool);
+  const auto packed = PackCpuWeight({{source}}, pool);
   const std::vector<float> one = {1.0f};
   for (const CpuIsa isa : SupportedCpuIsas()) {
     CpuContext context(&pool, isa);
@@ -137,18 +137,18 @@ TEST_CASE("head matmul multiplies every head by its own matrix") {
   const int heads = 3, m = 19;
   const int64_t n = 130, k = 67, x_stride = heads * (k + 2) + 1, y_stride = heads * n + 4;
   std::vector<RandomWeight> weights;
-  std::vector<std::unique_ptr<PackedWeight>> packed;
-  std::vector<const PackedWeight*> pointers;
+  std::vector<StackedSource> sources;
   for (int h = 0; h < heads; ++h) {
     weights.emplace_back(WeightShape{.n = n, .k = k, .transposed = true, .row_offset = h * k}, rng);
-    packed.push_back(PackCpuWeight({weights.back().source()}, pool));
-    pointers.push_back(packed.back().get());
+    sources.push_back({weights.back().source()});
   }
+  const auto packed = PackCpuWeight(sources, pool);
+  CHECK(packed->count == heads);
   const std::vector<float> x = RandomFloats(m * x_stride, rng);
   for (const CpuIsa isa : SupportedCpuIsas()) {
     CpuContext context(&pool, isa);
     std::vector<float> y(static_cast<size_t>(m * y_stride));
-    HeadMatMul({.x = x.data(), .x_stride = x_stride, .x_head_stride = k + 2, .w = pointers.data(),
+    HeadMatMul({.x = x.data(), .x_stride = x_stride, .x_head_stride = k + 2, .w = packed.get(),
                 .y = y.data(), .y_stride = y_stride, .y_head_stride = n, .m = m, .heads = heads},
                context);
     for (int h = 0; h < heads; ++h) {

@@ -35,9 +35,10 @@ std::vector<int> Count(const std::vector<float>& logits, int64_t limit, Sampling
   for (int i = 0; i < draws; ++i) {
     if (vary_seed) s.seed = seed + static_cast<uint64_t>(i);
     const int32_t position = vary_seed ? 5 : i;
-    SampleResult result;
+    SampledToken result;
+    TokenLogprob top[kMaxTopLogprobs];
     Sample({.logits = logits.data(), .rows = 1, .vocab = static_cast<int64_t>(logits.size()),
-            .vocab_limit = limit, .sampling = &s, .positions = &position, .results = &result},
+            .vocab_limit = limit, .sampling = &s, .positions = &position, .out = &result, .top = top},
            context);
     ++counts[static_cast<size_t>(result.token)];
   }

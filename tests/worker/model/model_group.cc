@@ -17,6 +17,7 @@ namespace hadal::testing {
 namespace {
 
 constexpr int kMaxLogits = 64;
+constexpr int kMaxRows = 64;
 constexpr double kTimeoutSeconds = 60;
 
 void ThrowIfError(const Status& status) {
@@ -65,6 +66,7 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
     auto model = Model::Load(config_, layout, **checkpoint, backends_[rank].get(), comms[rank],
                              {.kv_blocks = options_.kv_blocks,
                               .max_step_tokens = options_.max_step_tokens,
+                              .max_rows = kMaxRows,
                               .max_step_logits = kMaxLogits},
                              nullptr);
     ThrowIfError(model.status());
@@ -131,10 +133,12 @@ void ModelGroup::RunRank(int rank, const TokenLists& sequences, const std::vecto
         targets.push_back(&(*logits)[row.sequence][pos]);
       }
     }
-    models_[rank]->Forward(batch);
+    models_[rank]->Prepare(batch);
+    models_[rank]->Forward();
     for (int first = 0; first < static_cast<int>(targets.size()); first += kMaxLogits) {
       const int count = std::min(kMaxLogits, static_cast<int>(targets.size()) - first);
-      models_[rank]->Logits(first, count, buffer.data());
+      backends_[rank]->CopyToHost(buffer.data(), models_[rank]->Logits(first, count),
+                                  count * vocab * int64_t{sizeof(float)});
       for (int i = 0; i < count; ++i) {
         targets[first + i]->assign(buffer.begin() + i * vocab, buffer.begin() + (i + 1) * vocab);
       }
