@@ -51,9 +51,13 @@ class CudaBackend final : public Backend {
   DType activation_dtype() const override { return context_.act; }
   cudaStream_t stream() const { return stream_.stream; }
 
-  std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) override { return memory_.Allocate(bytes); }
+  std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) override { return AllocateDevice(bytes); }
   std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) override { return AllocatePinned(bytes); }
-  int64_t AvailableBytes(int ranks) const override { return memory_.Available(ranks); }
+  // The host's ranks are spread evenly over its visible devices.
+  int64_t AvailableBytes(int ranks) const override {
+    const int devices = CudaDeviceCount();
+    return FreeDeviceBytes() / std::max((ranks + devices - 1) / devices, 1);
+  }
 
   void CopyToDevice(void* device, const void* host, int64_t bytes) override {
     copies_.ToDevice(device, host, bytes);
@@ -68,9 +72,7 @@ class CudaBackend final : public Backend {
   void Await(uint64_t ticket) override { copies_.Await(ticket); }
 
   std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
-    auto packed = PackCudaWeight(matrices, context_);
-    memory_.Count(packed->bytes);
-    return packed;
+    return PackCudaWeight(matrices, context_);
   }
   int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
     return CudaPackedBytes(n, k, dtype);
@@ -82,6 +84,7 @@ class CudaBackend final : public Backend {
   void Reserve(const OpLimits& limits) override;
 
   void Replay(uint64_t key, const std::function<void()>& ops) override { graphs_.Replay(key, ops); }
+  bool replays() const override { return true; }
 
   void Embed(const EmbedParams& p) override { cuda::Embed(p, context_); }
   void RmsNorm(const RmsNormParams& p) override { cuda::RmsNorm(p, context_); }
@@ -94,6 +97,7 @@ class CudaBackend final : public Backend {
   void Route(const RouteParams& p) override { cuda::Route(p, context_); }
   void Moe(const MoeParams& p) override { cuda::Moe(p, context_); }
   void AddRows(const AddRowsParams& p) override { cuda::AddRows(p, context_); }
+  void CopyRows(const CopyRowsParams& p) override { cuda::CopyRows(p, context_); }
   void Sample(const SampleParams& p) override { cuda::Sample(p, context_); }
   void StoreTokens(const StoreTokensParams& p) override { cuda::StoreTokens(p, context_); }
   void TokenLogprobs(const TokenLogprobParams& p) override { cuda::TokenLogprobs(p, context_); }
@@ -104,7 +108,6 @@ class CudaBackend final : public Backend {
   const std::string device_name_;
   CudaContext context_;
   Stream stream_;
-  DeviceMemory memory_;
   CopyQueue copies_;
   GraphCache graphs_;
   std::unique_ptr<DeviceBuffer> scratch_;
@@ -117,10 +120,10 @@ void CudaBackend::Reserve(const OpLimits& limits) {
   if (status != CUBLAS_STATUS_SUCCESS) {
     ThrowCudaError("cublasLtCreate", __FILE__, __LINE__, cublasLtGetStatusString(status));
   }
-  cublas_workspace_ = memory_.Allocate(kCublasWorkspaceBytes);
+  cublas_workspace_ = AllocateDevice(kCublasWorkspaceBytes);
   context_.cublas_workspace = cublas_workspace_->data;
   context_.cublas_workspace_bytes = kCublasWorkspaceBytes;
-  scratch_ = memory_.Allocate(OpScratchBytes(limits, context_.act));
+  scratch_ = AllocateDevice(OpScratchBytes(limits, context_.act));
   context_.scratch.Reset(scratch_->data, scratch_->bytes);
 }
 

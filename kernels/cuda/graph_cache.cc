@@ -3,26 +3,16 @@
 #include <spdlog/spdlog.h>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/device_memory.h"
 
 namespace hadal {
-namespace {
-
-int64_t FreeBytes() {
-  size_t free = 0;
-  size_t total = 0;
-  HADAL_CUDA(cudaMemGetInfo(&free, &total));
-  return static_cast<int64_t>(free);
-}
-
-}  // namespace
-
 GraphCache::~GraphCache() {
   cudaStreamSynchronize(stream_);
   for (const auto& [key, graph] : graphs_) cudaGraphExecDestroy(graph);
 }
 
 cudaGraphExec_t GraphCache::Capture(uint64_t key, const std::function<void()>& ops) {
-  const int64_t free_before = FreeBytes();
+  const int64_t free_before = FreeDeviceBytes();
   // Relaxed: the first run of an op may load its kernel or let a library allocate, which the stricter
   // modes forbid. Nothing else works on this stream meanwhile.
   HADAL_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed));
@@ -44,7 +34,7 @@ cudaGraphExec_t GraphCache::Capture(uint64_t key, const std::function<void()>& o
   HADAL_CUDA(error);
   HADAL_CUDA(cudaGraphUpload(graph, stream_));
   spdlog::debug("graph {:#x}: {} nodes, {} bytes of device memory", key, nodes,
-                free_before - FreeBytes());
+                free_before - FreeDeviceBytes());
   return graph;
 }
 

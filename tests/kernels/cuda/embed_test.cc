@@ -92,5 +92,32 @@ TEST_CASE("drawn tokens go to their slots") {
   CHECK(last.GuardIntact());
 }
 
+TEST_CASE("rows are copied, whatever their alignment, and nothing between them") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kF32, 1 << 20);
+  for (const int64_t unit : {1, 2, 4, 16}) {
+    for (const int64_t width : {1, 37, 6400, 40000}) {
+      for (const int rows : {1, 7, 300}) {
+        CAPTURE(unit, width, rows);
+        const int64_t bytes = unit * width;
+        const int64_t from_stride = bytes + unit * 3, to_stride = bytes + unit * 5;
+        std::vector<uint8_t> source(static_cast<size_t>(rows * from_stride));
+        for (uint8_t& b : source) b = static_cast<uint8_t>(rng());
+        GuardedBuffer from(rows * from_stride), to(rows * to_stride);
+        from.Upload(source.data(), rows * from_stride);
+        cuda::CopyRows({.from = from.data(), .from_stride = from_stride, .to = to.data(),
+                        .to_stride = to_stride, .rows = rows, .bytes = bytes}, device.context);
+        std::vector<uint8_t> expected(static_cast<size_t>(rows * to_stride), 0xff);
+        for (int64_t r = 0; r < rows; ++r) {
+          std::copy_n(source.begin() + r * from_stride, bytes, expected.begin() + r * to_stride);
+        }
+        CHECK((to.Download<uint8_t>() == expected));
+        CHECK(to.GuardIntact());
+      }
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hadal
