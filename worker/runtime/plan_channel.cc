@@ -57,7 +57,7 @@ class GrpcPlanChannel final : public PlanChannel,
     if (!changed_.wait_for(lock, kWelcomeTimeout, [this] { return epoch_ != 0 || done_; })) {
       return Unavailable("no answer within {} s", kWelcomeTimeout.count());
     }
-    return done_ ? status_ : OkStatus();
+    return epoch_ != 0 ? OkStatus() : status_;
   }
 
   std::optional<std::string> NextPlan() override {

@@ -93,6 +93,10 @@ Status SlotTable::Apply(const GroupPlan& plan, Batch* batch) {
     if (row.sample && row.next_token >= 0) {
       return InvalidArgument("plan samples in slot {} before its prompt ends", row.slot);
     }
+    if (row.next_token >= vocab_size_) {
+      return InvalidArgument("plan has next_token {} in slot {}, the vocabulary ends at {}",
+                             row.next_token, row.slot, vocab_size_);
+    }
     HADAL_RETURN_IF_ERROR(AppendRow(row, tokens, batch));
     tokens += row.num_tokens;
   }

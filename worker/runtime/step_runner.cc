@@ -44,11 +44,15 @@ StatusOr<StepResult> StepRunner::Run(const StepPlan& plan) {
 std::vector<StepRunner::LogitUse> StepRunner::ListLogitUses(const GroupPlan& plan) const {
   std::vector<LogitUse> uses;
   const int32_t* tokens = plan.tokens.data();
+  int32_t list = 0;
   for (int32_t r = 0; r < static_cast<int32_t>(plan.rows.size()); ++r) {
     const PlanRow& row = plan.rows[r];
     if (row.prompt_logprobs) {
-      for (int32_t i = 1; i < row.num_tokens; ++i) uses.push_back({.row = r, .target = tokens[i]});
-      if (row.next_token >= 0) uses.push_back({.row = r, .target = row.next_token});
+      for (int32_t i = 1; i < row.num_tokens; ++i) {
+        uses.push_back({.row = r, .target = tokens[i], .list = list});
+      }
+      if (row.next_token >= 0) uses.push_back({.row = r, .target = row.next_token, .list = list});
+      ++list;
     }
     if (row.sample) uses.push_back({.row = r, .position = row.start_pos + row.num_tokens});
     tokens += row.num_tokens;
@@ -58,6 +62,10 @@ std::vector<StepRunner::LogitUse> StepRunner::ListLogitUses(const GroupPlan& pla
 
 GroupResult StepRunner::SampleGroup(const GroupPlan& plan, const Batch& batch) {
   GroupResult result;
+  // Every such row has its list, also when none of its tokens is followed by another.
+  for (const PlanRow& row : plan.rows) {
+    if (row.prompt_logprobs) result.prompt_logprobs.push_back({row.slot, row.start_pos, {}});
+  }
   uses_ = ListLogitUses(plan);
   HADAL_CHECK(uses_.size() == batch.logit_tokens.size());
   const int total = static_cast<int>(uses_.size());
@@ -100,12 +108,7 @@ void StepRunner::ScoreLogits(const GroupPlan& plan, int first, int count, GroupR
       backend_->TokenLogprobs({.logits = logits, .targets = targets.data(), .rows = rows,
                                .vocab = vocab, .vocab_limit = vocab, .out = logprobs.data()});
       for (int i = 0; i < rows; ++i) {
-        const PlanRow& row = plan.rows[uses_[first + begin + i].row];
-        auto& lists = result->prompt_logprobs;
-        if (lists.empty() || lists.back().slot != row.slot) {
-          lists.push_back({row.slot, row.start_pos, {}});
-        }
-        lists.back().logprobs.push_back(logprobs[i]);
+        result->prompt_logprobs[uses_[first + begin + i].list].logprobs.push_back(logprobs[i]);
       }
     }
     begin = end;

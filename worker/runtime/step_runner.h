@@ -41,7 +41,8 @@ class StepRunner {
   // What becomes of one logit row.
   struct LogitUse {
     int32_t row = 0;        // index in the plan's rows
-    int32_t target = -1;    // prompt log-probability of this token, or
+    int32_t target = -1;    // prompt log-probability of this token, for
+    int32_t list = -1;      // this entry of GroupResult::prompt_logprobs; or
     int32_t position = -1;  // position of the token to draw
   };
   std::vector<LogitUse> ListLogitUses(const GroupPlan& plan) const;
