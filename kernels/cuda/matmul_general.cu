@@ -29,8 +29,8 @@ template <typename W>
 __device__ float WeightAt(const GeneralArgs& a, int64_t matrix, int64_t row, int64_t col) {
   const float value = ToFloat(static_cast<const W*>(a.w)[(matrix * a.n + row) * a.w_stride + col]);
   if constexpr (sizeof(W) == 1) {
-    return value * a.scale[(matrix * a.scale_n + row / a.scale_rows) * a.k_blocks +
-                           (col + a.k_lead) / 128];
+    return value *
+           a.scale[(matrix * a.scale_n + row / a.scale_rows) * a.k_blocks + (col + a.k_lead) / 128];
   }
   return value;
 }
@@ -109,8 +109,9 @@ void LaunchGeneral(const Product& p, const GeneralArgs& a, CudaContext& context)
 bool MatMulGeneral(const Product& p, CudaContext& context) {
   if (p.m == 0) return true;
   const CudaPackedWeight& w = *p.w;
-  const GeneralArgs a{p.x, p.x_stride, p.x_matrix_stride, w.data, w.stride, w.scale, w.scale_rows,
-                      w.scale_n, w.k_blocks, w.k_lead, p.y, p.y_stride, p.y_matrix_stride, p.m, w.n,
+  const GeneralArgs a{p.x,     p.x_stride,   p.x_matrix_stride, w.data,     w.stride,
+                      w.scale, w.scale_rows, w.scale_n,         w.k_blocks, w.k_lead,
+                      p.y,     p.y_stride,   p.y_matrix_stride, p.m,        w.n,
                       w.k};
   if (context.act == DType::kF32) {
     LaunchGeneral<float, float>(p, a, context);

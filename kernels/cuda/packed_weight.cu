@@ -1,18 +1,17 @@
-#include "kernels/cuda/packed_weight.h"
-
 #include <algorithm>
 #include <cstring>
 #include <functional>
 #include <thread>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/packed_weight.h"
 
 namespace hadal {
 namespace {
 
 constexpr int64_t kScaleBlock = 128;
-constexpr int64_t kRowAlign = 16;    // elements
-constexpr int64_t kScaleAlign = 256; // bytes; where the scales start behind the elements
+constexpr int64_t kRowAlign = 16;     // elements
+constexpr int64_t kScaleAlign = 256;  // bytes; where the scales start behind the elements
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
@@ -68,7 +67,8 @@ Uploader& ThreadUploader() {
 
 void ParallelFor(int64_t count, int64_t grain, const std::function<void(int64_t, int64_t)>& body) {
   const int64_t cores = std::max(1u, std::thread::hardware_concurrency());
-  const int64_t threads = std::clamp<int64_t>(CeilDiv(count, grain), 1, std::min<int64_t>(8, cores));
+  const int64_t threads =
+      std::clamp<int64_t>(CeilDiv(count, grain), 1, std::min<int64_t>(8, cores));
   const int64_t share = CeilDiv(count, threads);
   std::vector<std::thread> others;
   for (int64_t i = 1; i < threads; ++i) {
@@ -85,7 +85,8 @@ void CopyRows(const WeightSource& s, int64_t begin, int64_t end, int64_t stride,
   const auto tail = static_cast<size_t>(stride - s.k) * sizeof(T);
   for (int64_t r = begin; r < end; ++r) {
     T* row = dst + (r - begin) * stride;
-    if (!s.transposed) std::memcpy(row, src + r * s.row_stride, static_cast<size_t>(s.k) * sizeof(T));
+    if (!s.transposed)
+      std::memcpy(row, src + r * s.row_stride, static_cast<size_t>(s.k) * sizeof(T));
     std::memset(row + s.k, 0, tail);
   }
   if (!s.transposed) return;
@@ -163,8 +164,8 @@ void UploadScales(const std::vector<StackedSource>& matrices, const CudaPackedWe
       }
     }
   }
-  HADAL_CUDA(cudaMemcpyAsync(const_cast<float*>(w.scale), scale.data(), scale.size() * sizeof(float),
-                             cudaMemcpyHostToDevice, context.stream));
+  HADAL_CUDA(cudaMemcpyAsync(const_cast<float*>(w.scale), scale.data(),
+                             scale.size() * sizeof(float), cudaMemcpyHostToDevice, context.stream));
   HADAL_CUDA(cudaStreamSynchronize(context.stream));
 }
 

@@ -38,7 +38,9 @@ __global__ void SiluMulWideKernel(const uint4* x, uint4* out, int64_t count, int
   out[i] = result;
 }
 
-dim3 Blocks(int64_t count) { return dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads)); }
+dim3 Blocks(int64_t count) {
+  return dim3(static_cast<unsigned>((count + kThreads - 1) / kThreads));
+}
 
 bool Aligned(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
 

@@ -26,6 +26,9 @@ bool RunChosen(const cuda::Product& p, CudaContext& context) {
 }
 
 constexpr Path kPaths[] = {{"general", cuda::MatMulGeneral},
+                           {"skinny", cuda::MatMulSkinny},
+                           {"cublas", cuda::MatMulCublas},
+                           {"cublas f8", cuda::MatMulCublasF8, true},
                            {"chosen", RunChosen, true}};
 
 // Of bf16 outputs half a unit in the last place, uniformly; sums in FP32 on the way.
@@ -58,8 +61,8 @@ void CheckProduct(const ProductShape& shape, DeviceFixture& device, std::mt19937
     ran += std::string(" ") + path.name;
     CAPTURE(path.name, shape.m, shape.matrices, shape.weight.n, shape.weight.k,
             DTypeName(shape.weight.dtype), shape.weight.row_offset, shape.weight.col_offset,
-            shape.weight.transposed, shape.x_pad, shape.float_out,
-            DTypeName(device.context.act), trouble, error);
+            shape.weight.transposed, shape.x_pad, shape.float_out, DTypeName(device.context.act),
+            trouble, error);
     if (!good) {
       std::printf("%s: m %d, %d x [%lld, %lld] %s: error %g (bound %g) %s\n", path.name, shape.m,
                   shape.matrices, static_cast<long long>(shape.weight.n),
@@ -81,8 +84,10 @@ TEST_CASE("F32 activations times any weight") {
   DeviceFixture device(DType::kF32);
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     CheckProduct({.m = 1, .weight = {.n = 1, .k = 1, .dtype = dtype}}, device, rng);
-    CheckProduct({.m = 3, .weight = {.n = 130, .k = 67, .dtype = dtype, .row_offset = 5,
-                                     .col_offset = 3}, .x_pad = 3}, device, rng);
+    CheckProduct({.m = 3,
+                  .weight = {.n = 130, .k = 67, .dtype = dtype, .row_offset = 5, .col_offset = 3},
+                  .x_pad = 3},
+                 device, rng);
     CheckProduct({.m = 70, .weight = {.n = 200, .k = 300, .dtype = dtype}}, device, rng);
     CheckProduct({.m = 5, .matrices = 3, .weight = {.n = 66, .k = 70, .dtype = dtype}, .x_pad = 1},
                  device, rng);
@@ -98,12 +103,20 @@ TEST_CASE("bf16 activations times any weight of odd shape") {
     for (const bool float_out : {false, true}) {
       CheckProduct({.m = 1, .weight = {.n = 1, .k = 1, .dtype = dtype}, .float_out = float_out},
                    device, rng);
-      CheckProduct({.m = 3, .weight = {.n = 130, .k = 67, .dtype = dtype, .col_offset = 3},
-                    .float_out = float_out}, device, rng);
-      CheckProduct({.m = 70, .weight = {.n = 200, .k = 328, .dtype = dtype, .row_offset = 7},
-                    .x_pad = 3, .float_out = float_out}, device, rng);
-      CheckProduct({.m = 130, .matrices = 3, .weight = {.n = 66, .k = 136, .dtype = dtype},
-                    .float_out = float_out}, device, rng);
+      CheckProduct({.m = 3,
+                    .weight = {.n = 130, .k = 67, .dtype = dtype, .col_offset = 3},
+                    .float_out = float_out},
+                   device, rng);
+      CheckProduct({.m = 70,
+                    .weight = {.n = 200, .k = 328, .dtype = dtype, .row_offset = 7},
+                    .x_pad = 3,
+                    .float_out = float_out},
+                   device, rng);
+      CheckProduct({.m = 130,
+                    .matrices = 3,
+                    .weight = {.n = 66, .k = 136, .dtype = dtype},
+                    .float_out = float_out},
+                   device, rng);
     }
   }
 }
@@ -116,8 +129,9 @@ TEST_CASE("few rows, aligned shapes") {
     for (const int m : {1, 2, 7, 8, 9, 16, 17, 33, 64, 65, 100}) {
       CheckProduct({.m = m, .weight = {.n = 384, .k = 1024, .dtype = dtype}, .float_out = true},
                    device, rng);
-      CheckProduct({.m = m, .weight = {.n = 200, .k = 1488, .dtype = dtype, .col_offset = 64},
-                    .x_pad = 8}, device, rng);
+      CheckProduct(
+          {.m = m, .weight = {.n = 200, .k = 1488, .dtype = dtype, .col_offset = 64}, .x_pad = 8},
+          device, rng);
     }
     // One block of outputs per kernel variant, few inputs; and enough outputs for every split.
     for (const int64_t n : {128, 1000, 2048, 5000}) {
@@ -137,12 +151,14 @@ TEST_CASE("every head has its own matrix") {
   DeviceFixture device(DType::kBF16);
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
     for (const int m : {1, 8, 33, 100}) {
-      CheckProduct({.m = m, .matrices = 16, .weight = {.n = 512, .k = 128, .dtype = dtype}},
+      CheckProduct({.m = m, .matrices = 16, .weight = {.n = 512, .k = 128, .dtype = dtype}}, device,
+                   rng);
+      CheckProduct({.m = m,
+                    .matrices = 5,
+                    .weight = {.n = 128, .k = 512, .dtype = dtype, .transposed = true}},
                    device, rng);
-      CheckProduct({.m = m, .matrices = 5, .weight = {.n = 128, .k = 512, .dtype = dtype,
-                                                      .transposed = true}}, device, rng);
-      CheckProduct({.m = m, .matrices = 3, .weight = {.n = 192, .k = 576, .dtype = dtype}},
-                   device, rng);
+      CheckProduct({.m = m, .matrices = 3, .weight = {.n = 192, .k = 576, .dtype = dtype}}, device,
+                   rng);
     }
   }
 }

@@ -50,11 +50,17 @@ void CheckMlp(const MlpShape& s, DeviceFixture& device, std::mt19937_64& rng) {
   GuardedBuffer scratch(cuda::MatMulScratchBytes(limits, act));
   CudaContext context = device.context;
   context.scratch.Reset(scratch.data(), cuda::MatMulScratchBytes(limits, act));
-  cuda::Mlp({.x = in.data(), .w13 = w13.get(), .w2 = w2.get(), .width = s.width,
-             .out = out.data(), .tokens = s.tokens}, context);
+  cuda::Mlp({.x = in.data(),
+             .w13 = w13.get(),
+             .w2 = w2.get(),
+             .width = s.width,
+             .out = out.data(),
+             .tokens = s.tokens},
+            context);
 
   const std::vector<double> x64(x.begin(), x.end());
-  const auto g = Times(x64, s.tokens, s.dim, s.width, [&](auto j, auto c) { return gate.At(j, c); });
+  const auto g =
+      Times(x64, s.tokens, s.dim, s.width, [&](auto j, auto c) { return gate.At(j, c); });
   auto h = Times(x64, s.tokens, s.dim, s.width, [&](auto j, auto c) { return up.At(j, c); });
   for (size_t i = 0; i < h.size(); ++i) h[i] *= g[i] / (1 + std::exp(-g[i]));
   const auto expected =

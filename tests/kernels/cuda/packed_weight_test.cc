@@ -72,8 +72,8 @@ void CheckRoundTrip(int count, const std::vector<WeightShape>& shapes, DeviceFix
           const double expected = c < w.k ? weight.At(r, c) : 0;
           const double actual = host.At(static_cast<int64_t>(i), first + r, c);
           if (actual != expected && ++wrong < 5) {
-            UNSCOPED_INFO("matrix " << i << " row " << first + r << " column " << c << ": " << actual
-                                    << ", not " << expected);
+            UNSCOPED_INFO("matrix " << i << " row " << first + r << " column " << c << ": "
+                                    << actual << ", not " << expected);
           }
         }
       }
@@ -90,8 +90,12 @@ TEST_CASE("a packed weight holds the sources' values, zeros behind each row") {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     for (const bool transposed : {false, true}) {
       const auto shape = [&](int64_t n, int64_t k, int64_t row_offset, int64_t col_offset) {
-        return WeightShape{.n = n, .k = k, .dtype = dtype, .transposed = transposed,
-                           .row_offset = row_offset, .col_offset = col_offset};
+        return WeightShape{.n = n,
+                           .k = k,
+                           .dtype = dtype,
+                           .transposed = transposed,
+                           .row_offset = row_offset,
+                           .col_offset = col_offset};
       };
       CheckRoundTrip(1, {shape(1, 1, 0, 0)}, device, rng);
       CheckRoundTrip(1, {shape(256, 512, 0, 0)}, device, rng);

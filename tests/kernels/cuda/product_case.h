@@ -20,7 +20,7 @@ struct ProductShape {
   int m = 1;
   int matrices = 1;
   WeightShape weight;
-  int64_t x_pad = 0;          // elements behind each token
+  int64_t x_pad = 0;  // elements behind each token
   bool float_out = false;
 };
 
@@ -44,9 +44,16 @@ class ProductCase {
   std::vector<float>& x() { return x_; }
 
   cuda::Product product(void* y) const {
-    return {.x = x_device_->data(), .x_stride = x_stride_, .x_matrix_stride = k(), .w = &packed(),
-            .y = y, .y_stride = y_stride(), .y_matrix_stride = n(), .float_out = shape_.float_out,
-            .m = shape_.m, .matrices = shape_.matrices};
+    return {.x = x_device_->data(),
+            .x_stride = x_stride_,
+            .x_matrix_stride = k(),
+            .w = &packed(),
+            .y = y,
+            .y_stride = y_stride(),
+            .y_matrix_stride = n(),
+            .float_out = shape_.float_out,
+            .m = shape_.m,
+            .matrices = shape_.matrices};
   }
 
   // [m, matrices, n] in float64, of x() as it is now.
@@ -106,7 +113,7 @@ class ProductCase {
 
   static float NearestF8(float v) {
     int exponent;
-    std::frexp(v, &exponent);                         // |v| in [2^(e-1), 2^e)
+    std::frexp(v, &exponent);  // |v| in [2^(e-1), 2^e)
     const float step = std::ldexp(1.0f, std::max(exponent - 4, -9));
     return std::clamp(std::nearbyint(v / step) * step, -448.0f, 448.0f);
   }
