@@ -18,8 +18,8 @@ using testing::GuardedBuffer;
 struct Case {
   int source_rows = 1;
   int64_t columns = 128;
-  std::vector<int32_t> row_of;   // empty: identity
-  int row_count = -1;            // -1: all
+  std::vector<int32_t> row_of;  // empty: identity
+  int row_count = -1;           // -1: all
   bool silu_mul = false;
 };
 
@@ -103,10 +103,15 @@ TEST_CASE("rows are rounded to e4m3 with a scale per 128 columns") {
   for (const bool silu_mul : {false, true}) {
     CheckQuantise({.source_rows = 1, .columns = 8, .silu_mul = silu_mul}, device, rng);
     CheckQuantise({.source_rows = 5, .columns = 320, .silu_mul = silu_mul}, device, rng);
-    CheckQuantise({.source_rows = 4, .columns = 256, .row_of = {3, -1, 0, 0, 2},
-                   .silu_mul = silu_mul}, device, rng);
-    CheckQuantise({.source_rows = 7, .columns = 1408, .row_of = {6, 5, 4, 3}, .row_count = 3,
-                   .silu_mul = silu_mul}, device, rng);
+    CheckQuantise(
+        {.source_rows = 4, .columns = 256, .row_of = {3, -1, 0, 0, 2}, .silu_mul = silu_mul},
+        device, rng);
+    CheckQuantise({.source_rows = 7,
+                   .columns = 1408,
+                   .row_of = {6, 5, 4, 3},
+                   .row_count = 3,
+                   .silu_mul = silu_mul},
+                  device, rng);
     CheckQuantise({.source_rows = 67, .columns = 2048, .row_count = 0, .silu_mul = silu_mul},
                   device, rng);
   }
