@@ -74,9 +74,9 @@ class ProductCase {
     return y;
   }
 
-  // Rounds x() as 1x128 quantisation does.
+  // Rounds x() as 1x128 quantisation does; the last m % 4 rows stay as they are.
   void QuantiseX() {
-    for (int t = 0; t < shape_.m; ++t) {
+    for (int t = 0; t < shape_.m / 4 * 4; ++t) {
       for (int64_t c = 0; c < k(); c += 128) {
         float* x = &x_[static_cast<size_t>(t * x_stride_ + c)];
         const int64_t count = std::min<int64_t>(128, k() - c);
