@@ -71,7 +71,9 @@ void LaunchTile(const Product& p, CudaContext& context) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(splits), tiles, batch);
   config.blockDim = dim3(Tile::kThreads);
-  config.dynamicSmemBytes = Tile::kSharedBytes;
+  // Less where there are fewer steps than stages, so that neighbouring kernels fit beside it.
+  config.dynamicSmemBytes = static_cast<size_t>(std::max(
+      Tile::kPartialBytes, std::min(a.split_steps, Tile::kStages) * Tile::kStageBytes));
   config.stream = context.stream;
   config.attrs = attributes;
   config.numAttrs = 2;

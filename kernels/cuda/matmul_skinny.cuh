@@ -187,8 +187,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     CommitCopies();
   }
   const SkinnyScales<Tile> scales(a, matrix, row0);
-  float scale[4] = {}, next_scale[4] = {};
-  if (Tile::kF8 && count > 0) scales.Load(first, next_scale);
   cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
   loader.FirstX(first, min(count, kAhead));
@@ -196,6 +194,8 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   SkinnySums<Tile> sums = {};
   int stage = 0;
   for (int s = 0; s < count; ++s) {
+    float scale[4];
+    if constexpr (Tile::kF8) scales.Load(first + s, scale);  // there by the end of the step
     AwaitCopies<kAhead - 1>();
     __syncthreads();
     if (s + kAhead < count) {
@@ -206,9 +206,6 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
     CommitCopies();
     const uint32_t at = base + stage * Tile::kStageBytes;
     if constexpr (Tile::kF8) {
-#pragma unroll
-      for (int r = 0; r < 4; ++r) scale[r] = next_scale[r];
-      if (s + 1 < count) scales.Load(first + s + 1, next_scale);
       SkinnySums<Tile> part = {};
 #pragma unroll
       for (int h = depth_group; h < 2; h += Tile::kDepthGroups) {

@@ -49,7 +49,8 @@ struct SkinnyTile {
   static constexpr int kStageBytes = kWeightBytes + kTokens * kXBytes;
   static constexpr int kSharedBytes = kStages * kStageBytes;
   static constexpr int kPartialStride = kRows + 4;  // floats; no bank is hit twice
-  static_assert(kDepthGroups * kTokens * kPartialStride * 4 <= kSharedBytes);
+  static constexpr int kPartialBytes = kDepthGroups * kTokens * kPartialStride * 4;
+  static_assert(kPartialBytes <= kSharedBytes);
   static_assert(kDepthGroups <= 2);
 
   // Where chunk c (16 bytes) of a row lies in the tile, so that the eight lanes that read together
