@@ -18,6 +18,9 @@ endif()
 add_library(hadal_compile_options INTERFACE)
 target_compile_options(hadal_compile_options INTERFACE
   $<$<COMPILE_LANGUAGE:CXX>:-Wall;-Wextra;-Wshadow;-Wno-missing-field-initializers;-Werror=return-type>)
+# fmt distrusts the constexpr of every nvcc; that of today is sound.
+target_compile_definitions(hadal_compile_options INTERFACE
+  $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
 target_include_directories(hadal_compile_options INTERFACE ${PROJECT_SOURCE_DIR})
 
 if(HADAL_SANITIZE)

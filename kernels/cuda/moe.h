@@ -1,0 +1,16 @@
+#pragma once
+
+#include "kernels/cuda/ops.h"
+
+namespace hadal::cuda {
+
+enum class MoePath {
+  kAuto,
+  kGeneral,  // any shape and dtype
+};
+
+// Moe() by the given path. REQUIRES: MoePathFits().
+void RunMoe(const MoeParams& p, MoePath path, CudaContext& context);
+bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context);
+
+}  // namespace hadal::cuda
