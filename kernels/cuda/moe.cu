@@ -4,12 +4,14 @@
 
 #include "kernels/cuda/grouped_general.h"
 #include "kernels/cuda/moe_combine.h"
+#include "kernels/cuda/moe_few.h"
 
 namespace hadal::cuda {
 namespace {
 
 const CudaPackedWeight& Cuda(const PackedWeight* w) { return *static_cast<const CudaPackedWeight*>(w); }
 
+int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 
 // The shared MLP over all tokens, in float: [tokens, dim].
@@ -56,11 +58,20 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
 
 }  // namespace
 
-bool MoePathFits(const MoeParams&, MoePath, const CudaContext&) { return true; }
+bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
+  switch (path) {
+    case MoePath::kFew: return MoeFewFits(p, context);
+    default: return true;
+  }
+}
 
 void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
   if (p.tokens == 0) return;
-  RunGeneral(p, context);
+  if (path == MoePath::kAuto && MoeFewFits(p, context)) path = MoePath::kFew;
+  switch (path) {
+    case MoePath::kFew: return MoeFew(p, context);
+    default: return RunGeneral(p, context);
+  }
 }
 
 void Moe(const MoeParams& p, CudaContext& context) { RunMoe(p, MoePath::kAuto, context); }
@@ -70,9 +81,9 @@ int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
   const int64_t route = aligned(int64_t{limits.tokens} * limits.experts * 4);
   const int64_t tokens = limits.moe_tokens, rows = tokens * limits.top_k;
   const int64_t moe = SortRowsBytes(rows, limits.local_experts, 8) +
-                      aligned(rows * limits.moe_width * DTypeSize(act)) +
+                      aligned(rows * RoundUp16(limits.moe_width) * DTypeSize(act)) +
                       aligned(rows * limits.dim * 4) +
-                      aligned(tokens * limits.mlp_width * DTypeSize(act)) +
+                      aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
                       aligned(tokens * limits.dim * 4);
   return limits.experts == 0 ? 0 : std::max(route, moe);
 }

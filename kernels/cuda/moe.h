@@ -7,6 +7,7 @@ namespace hadal::cuda {
 enum class MoePath {
   kAuto,
   kGeneral,  // any shape and dtype
+  kFew,      // at most 8 tokens, bf16 activations
 };
 
 // Moe() by the given path. REQUIRES: MoePathFits().

@@ -156,6 +156,7 @@ void CheckAllPaths(std::mt19937_64& rng, const MoeShape& shape) {
   MoeCase c(rng, shape);
   const std::vector<double> reference = c.Reference();
   c.Check(MoePath::kGeneral, "general", reference);
+  c.Check(MoePath::kFew, "few", reference);
   c.Check(MoePath::kAuto, "auto", reference);
 }
 
