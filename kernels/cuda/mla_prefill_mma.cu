@@ -1,12 +1,296 @@
 #include "common/check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mla_prefill.cuh"
+#include "kernels/cuda/mla_ptx.cuh"
+
+// Flash attention of the projected keys and values, head dims 128 + 64 and 128, bf16. A CTA takes
+// 128 queries of one head, a warp 16 of them; tiles of 64 keys arrive in the background.
 
 namespace hadal::cuda {
+namespace {
 
-bool MmaPrefillAllowed(const MlaPrefillParams&, const CudaContext&) { return false; }
-int MmaPrefillTile() { return 64; }
-void MmaPrefillPiece(const PrefillArgs&, const PrefillPiece&, CudaContext&) {
-  HADAL_CHECK(false, "no such path");
+constexpr int kThreads = 256;
+constexpr int kQueries = 128;
+constexpr int kKeys = 64;
+constexpr int kNope = 128;
+constexpr int kRope = 64;
+constexpr int kQk = kNope + kRope;
+constexpr int kV = 128;
+constexpr int kSteps = kQk / 16;
+constexpr int kQkPitch = kQk * 2 + 16;  // bytes; neighbouring rows start in different banks
+constexpr int kVPitch = kV * 2 + 16;
+
+struct Tile {
+  char keys[kKeys * kQkPitch];
+  char values[kKeys * kVPitch];
+};
+struct Shared {
+  Tile tiles[2];
+  char queries[kQueries * kQkPitch];
+};
+
+// What one CTA does: queries first .. of a segment, one head.
+struct Work {
+  const PrefillSegment& s;
+  int head;
+  int first;  // query of the row
+  int keys;   // of the segment that its last query sees; none: <= 0
+
+  __device__ Work(const PrefillArgs& p, const PrefillPiece& piece, int index)
+      : s(piece.segments[SegmentOfTile(piece, TileOf(p, piece, index))]),
+        head(index % p.group_heads) {
+    first = (TileOf(p, piece, index) - s.first_tile) * kQueries;
+    const int last = min(s.row.num_tokens, first + kQueries) - 1;
+    keys = min(s.key_end, s.row.start_pos + last + 1) - s.key_begin;
+  }
+  // The last tiles of a row see most keys and go first.
+  static __device__ int TileOf(const PrefillArgs& p, const PrefillPiece& piece, int index) {
+    return piece.tiles - 1 - index / p.group_heads;
+  }
+  __device__ int64_t Token(int query) const { return s.row.first_token + query; }
+  // Keys of the row that the query sees.
+  __device__ int Sees(int query) const { return s.row.start_pos + query + 1; }
+};
+
+__device__ void CopyQueries(const PrefillArgs& p, const Work& w, char* to) {
+  constexpr int kPieces = kQk / 8;
+  for (int i = threadIdx.x; i < kQueries * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const bool valid = w.first + row < w.s.row.num_tokens;
+    const auto* from = static_cast<const __nv_bfloat16*>(p.q) +
+                       (valid ? w.Token(w.first + row) * p.q_stride + w.head * kQk + piece * 8 : 0);
+    CopyAsync16(SharedAddress(to + row * kQkPitch + piece * 16), from, valid);
+  }
+}
+
+// 8 * kPieces columns of the keys of a tile, from rows `stride` apart.
+template <int kPieces>
+__device__ __forceinline__ void CopyKeys(const void* from, int64_t stride, int valid, char* to,
+                                         int pitch) {
+#pragma unroll
+  for (int i = threadIdx.x; i < kKeys * kPieces; i += kThreads) {
+    const int row = i / kPieces, piece = i % kPieces;
+    const auto* at = static_cast<const __nv_bfloat16*>(from) + min(row, valid - 1) * stride;
+    CopyAsync16(SharedAddress(to + row * pitch + piece * 16), at + piece * 8, row < valid);
+  }
+}
+
+__device__ __forceinline__ void CopyTile(const PrefillArgs& p, const Work& w, int key, Tile& to) {
+  const int valid = min(kKeys, w.keys - key);
+  const int64_t row = w.s.first_key + key;
+  const auto* k = static_cast<const __nv_bfloat16*>(p.k);
+  const auto* v = static_cast<const __nv_bfloat16*>(p.v);
+  const auto* rope = static_cast<const __nv_bfloat16*>(p.k_rope) + row * p.k_rope_stride;
+  const int64_t at = row * p.group_heads + w.head;
+  CopyKeys<kNope / 8>(k + at * kNope, p.group_heads * kNope, valid, to.keys, kQkPitch);
+  CopyKeys<kRope / 8>(rope, p.k_rope_stride, valid, to.keys + kNope * 2, kQkPitch);
+  CopyKeys<kV / 8>(v + at * kV, p.group_heads * kV, valid, to.values, kVPitch);
+}
+
+// Of rows `lane / 4` and `lane / 4 + 8` of a warp; l is the thread's own share.
+struct RowState {
+  float m[2];
+  float l[2];
+  int limit[2];  // keys of the segment that the row sees
+};
+
+__device__ __forceinline__ void Scores(const char* keys, const uint32_t (&q)[kSteps][4],
+                                       float (&s)[8][4]) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t from =
+      SharedAddress(keys + (lane / 16 * 8 + lane % 8) * kQkPitch + lane / 8 % 2 * 16);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) {
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t b[4];
+      LoadMatrices(from + n * 8 * kQkPitch + k * 32, b);
+      Mma(s[n], q[k], b[0], b[1]);
+      Mma(s[n + 1], q[k], b[2], b[3]);
+    }
+  }
+}
+
+__device__ __forceinline__ void Mask(int key, const RowState& state, float (&s)[8][4]) {
+#pragma unroll
+  for (int n = 0; n < 8; ++n) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if (key + n * 8 + threadIdx.x % 4 * 2 + i % 2 >= state.limit[i / 2]) s[n][i] = -INFINITY;
+    }
+  }
+}
+
+// Turns scores into weights; scales the sums so far.
+__device__ __forceinline__ void Softmax(float scale_log2, float (&s)[8][4], RowState& state,
+                                        float (&o)[16][4]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float m = s[0][2 * r];
+#pragma unroll
+    for (int n = 0; n < 8; ++n) m = fmaxf(m, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    m = fmaxf(state.m[r], m * scale_log2);
+    const float base = m == -INFINITY ? 0.0f : m;
+    const float alpha = Exp2(state.m[r] - base);
+    float l = 0;
+#pragma unroll
+    for (int n = 0; n < 8; ++n) {
+#pragma unroll
+      for (int i = 2 * r; i < 2 * r + 2; ++i) {
+        s[n][i] = Exp2(fmaf(s[n][i], scale_log2, -base));
+        l += s[n][i];
+      }
+    }
+    state.m[r] = m;
+    state.l[r] = state.l[r] * alpha + l;
+#pragma unroll
+    for (int n = 0; n < 16; ++n) o[n][2 * r] *= alpha, o[n][2 * r + 1] *= alpha;
+  }
+}
+
+__device__ __forceinline__ void AddValues(const char* values, const float (&s)[8][4],
+                                          float (&o)[16][4]) {
+  const int lane = threadIdx.x % 32;
+  const uint32_t from = SharedAddress(values + lane % 16 * kVPitch + lane / 16 * 16);
+#pragma unroll
+  for (int k = 0; k < 4; ++k) {
+    const uint32_t p[4] = {
+        PackBf16(s[2 * k][0], s[2 * k][1]), PackBf16(s[2 * k][2], s[2 * k][3]),
+        PackBf16(s[2 * k + 1][0], s[2 * k + 1][1]), PackBf16(s[2 * k + 1][2], s[2 * k + 1][3])};
+#pragma unroll
+    for (int n = 0; n < 16; n += 2) {
+      uint32_t b[4];
+      LoadMatricesTransposed(from + k * 16 * kVPitch + n * 16, b);
+      Mma(o[n], p, b[0], b[1]);
+      Mma(o[n + 1], p, b[2], b[3]);
+    }
+  }
+}
+
+// Where thread-owned sums of a row lie in the state of the softmax.
+__device__ __forceinline__ int64_t StateRow(const PrefillArgs& p, const Work& w, int query) {
+  return w.Token(query) * p.group_heads + w.head;
+}
+
+// `query`: of the first of the thread's two rows.
+__device__ __forceinline__ void Begin(const PrefillArgs& p, const Work& w, int query,
+                                      RowState& state, float (&o)[16][4]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = query + 8 * r;
+    const bool valid = i < w.s.row.num_tokens;
+    state.m[r] = -INFINITY;
+    state.l[r] = 0;
+    state.limit[r] = valid ? min(w.Sees(i), w.s.key_end) - w.s.key_begin : 0;
+    const bool resume = valid && w.s.key_begin > 0 && state.limit[r] > 0;
+    const int64_t at = resume ? StateRow(p, w, i) : 0;
+    if (resume) {
+      const float2 ml = p.state_ml[at];
+      state.m[r] = ml.x;
+      state.l[r] = threadIdx.x % 4 == 0 ? ml.y : 0;
+    }
+#pragma unroll
+    for (int n = 0; n < 16; ++n) {
+      const int64_t column = n * 8 + threadIdx.x % 4 * 2;
+      o[n][2 * r] = resume ? p.state_o[at * kV + column] : 0.0f;
+      o[n][2 * r + 1] = resume ? p.state_o[at * kV + column + 1] : 0.0f;
+    }
+  }
+}
+
+__device__ __forceinline__ void End(const PrefillArgs& p, const Work& w, int query,
+                                    const RowState& state, const float (&o)[16][4]) {
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int i = query + 8 * r;
+    float l = state.l[r];
+    l += __shfl_xor_sync(0xffffffffu, l, 1);
+    l += __shfl_xor_sync(0xffffffffu, l, 2);
+    if (state.limit[r] <= 0) continue;
+    const int column = threadIdx.x % 4 * 2;
+    if (w.Sees(i) <= w.s.key_end) {
+      auto* out = static_cast<__nv_bfloat16*>(p.out) + w.Token(i) * p.out_stride + w.head * kV;
+      const float inverse = 1.0f / l;
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        *reinterpret_cast<uint32_t*>(out + n * 8 + column) =
+            PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+      }
+    } else {
+      const int64_t at = StateRow(p, w, i);
+      if (threadIdx.x % 4 == 0) p.state_ml[at] = make_float2(state.m[r], l);
+#pragma unroll
+      for (int n = 0; n < 16; ++n) {
+        *reinterpret_cast<float2*>(p.state_o + at * kV + n * 8 + column) =
+            make_float2(o[n][2 * r], o[n][2 * r + 1]);
+      }
+    }
+  }
+}
+
+__global__ void __launch_bounds__(kThreads, 1)
+    MmaPrefillKernel(const __grid_constant__ PrefillArgs p, const __grid_constant__ PrefillPiece piece) {
+  extern __shared__ __align__(128) char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+  const Work w(p, piece, blockIdx.x);
+  if (w.keys <= 0) return;
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  CopyQueries(p, w, shared.queries);
+  CopyTile(p, w, 0, shared.tiles[0]);
+  CommitCopies();
+  const int query = w.first + warp * 16 + lane / 4;
+  RowState state;
+  float o[16][4];
+  Begin(p, w, query, state, o);
+  WaitCopies<0>();
+  __syncthreads();
+  uint32_t q[kSteps][4];
+  const uint32_t q_from = SharedAddress(shared.queries + (warp * 16 + lane % 16) * kQkPitch +
+                                        lane / 16 * 16);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) LoadMatrices(q_from + k * 32, q[k]);
+  // The first key that a query of the tile might not see.
+  const int masked = w.Sees(w.first) - w.s.key_begin;
+  for (int key = 0, i = 0; key < w.keys; key += kKeys, i ^= 1) {
+    if (key + kKeys < w.keys) CopyTile(p, w, key + kKeys, shared.tiles[i ^ 1]);
+    CommitCopies();
+    float s[8][4] = {};
+    Scores(shared.tiles[i].keys, q, s);
+    if (key + kKeys > masked || key + kKeys > w.keys) Mask(key, state, s);
+    Softmax(p.scale_log2, s, state, o);
+    AddValues(shared.tiles[i].values, s, o);
+    WaitCopies<0>();
+    __syncthreads();
+  }
+  End(p, w, query, state, o);
+}
+
+bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+}  // namespace
+
+bool MmaPrefillAllowed(const MlaPrefillParams& p, const CudaContext& context) {
+  return context.arch >= 80 && context.act == DType::kBF16 && p.nope_dim == kNope &&
+         p.rope_dim == kRope && p.v_dim == kV && p.latent_rank % 8 == 0 && p.q_stride % 8 == 0 &&
+         Aligned16(p.q) && Aligned16(p.out);
+}
+
+int MmaPrefillTile() { return kQueries; }
+
+void MmaPrefillPiece(const PrefillArgs& args, const PrefillPiece& piece, CudaContext& context) {
+  static const bool allowed = [] {
+    HADAL_CUDA(cudaFuncSetAttribute(MmaPrefillKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    sizeof(Shared)));
+    return true;
+  }();
+  HADAL_CHECK(allowed);
+  Launch(MmaPrefillKernel, dim3(piece.tiles * args.group_heads), dim3(kThreads), sizeof(Shared),
+         context, args, piece);
+  HADAL_CUDA_LAUNCHED();
 }
 
 }  // namespace hadal::cuda
