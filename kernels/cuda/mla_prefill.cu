@@ -130,6 +130,7 @@ void GeneralPrefillPiece(const PrefillArgs& args, const PrefillPiece& piece, Cud
 
 void AttendPiece(MlaPath path, const PrefillArgs& args, const PrefillPiece& piece,
                  CudaContext& context) {
+  if (path == MlaPath::kWgmma) return WgmmaPrefillPiece(args, piece, context);
   if (path == MlaPath::kMma) return MmaPrefillPiece(args, piece, context);
   HADAL_CHECK(path == MlaPath::kGeneral);
   context.act == DType::kF32 ? GeneralPrefillPiece<float>(args, piece, context)
@@ -180,7 +181,13 @@ PrefillArgs ArgsOfGroup(const MlaPrefillParams& p, const Buffers& buffers, int h
 }
 
 MlaPath Choose(const MlaPrefillParams& p, const CudaContext& context) {
+  if (WgmmaPrefillAllowed(p, context)) return MlaPath::kWgmma;
   return MmaPrefillAllowed(p, context) ? MlaPath::kMma : MlaPath::kGeneral;
+}
+
+int TileOf(MlaPath path) {
+  if (path == MlaPath::kWgmma) return WgmmaPrefillTile();
+  return path == MlaPath::kMma ? MmaPrefillTile() : kWarps;
 }
 
 }  // namespace
@@ -190,7 +197,6 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   if (p.rows.tokens == 0 || p.heads == 0) return;
   if (path == MlaPath::kAuto) path = Choose(p, context);
-  const int tile = path == MlaPath::kGeneral ? kWarps : MmaPrefillTile();
   const PieceSize size(p.heads, p.nope_dim, p.v_dim, p.rows.tokens, p.rows.max_context,
                        context.act, piece_bytes);
   DeviceScratch::Scope scope(context.scratch);
@@ -201,7 +207,7 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
     const int heads = std::min(size.group_heads, p.heads - head);
     const HeadsView w_uk(*p.w_uk, head, heads, context), w_uv(*p.w_uv, head, heads, context);
     const PrefillArgs args = ArgsOfGroup(p, buffers, head, heads, context.act);
-    PiecePlan plan(p.rows, size.keys, tile);
+    PiecePlan plan(p.rows, size.keys, TileOf(path));
     while (plan.Next(piece)) {
       GatherLatent(p, piece, buffers.latent, context);
       ProjectUp(p, piece.keys, buffers.latent, w_uk.matrix(), buffers.k, context);

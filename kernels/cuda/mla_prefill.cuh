@@ -48,6 +48,9 @@ struct PrefillArgs {
 bool MmaPrefillAllowed(const MlaPrefillParams& p, const CudaContext& context);
 int MmaPrefillTile();  // queries of one tile
 void MmaPrefillPiece(const PrefillArgs& args, const PrefillPiece& piece, CudaContext& context);
+bool WgmmaPrefillAllowed(const MlaPrefillParams& p, const CudaContext& context);
+int WgmmaPrefillTile();
+void WgmmaPrefillPiece(const PrefillArgs& args, const PrefillPiece& piece, CudaContext& context);
 
 // The segment whose query tiles include `tile`. All threads get the same.
 __device__ inline int SegmentOfTile(const PrefillPiece& piece, int tile) {

@@ -1,7 +1,6 @@
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mla_prefill.cuh"
-#include "kernels/cuda/mla_ptx.cuh"
+#include "kernels/cuda/mla_flash.cuh"
 
 // Flash attention of the projected keys and values, head dims 128 + 64 and 128, bf16. A CTA takes
 // 128 queries of one head, a warp 16 of them; tiles of 64 keys arrive in the background.
@@ -9,13 +8,10 @@
 namespace hadal::cuda {
 namespace {
 
+using namespace flash;
+
 constexpr int kThreads = 256;
-constexpr int kQueries = 128;
 constexpr int kKeys = 64;
-constexpr int kNope = 128;
-constexpr int kRope = 64;
-constexpr int kQk = kNope + kRope;
-constexpr int kV = 128;
 constexpr int kSteps = kQk / 16;
 constexpr int kQkPitch = kQk * 2 + 16;  // bytes; neighbouring rows start in different banks
 constexpr int kVPitch = kV * 2 + 16;
@@ -27,29 +23,6 @@ struct Tile {
 struct Shared {
   Tile tiles[2];
   char queries[kQueries * kQkPitch];
-};
-
-// What one CTA does: queries first .. of a segment, one head.
-struct Work {
-  const PrefillSegment& s;
-  int head;
-  int first;  // query of the row
-  int keys;   // of the segment that its last query sees; none: <= 0
-
-  __device__ Work(const PrefillArgs& p, const PrefillPiece& piece, int index)
-      : s(piece.segments[SegmentOfTile(piece, TileOf(p, piece, index))]),
-        head(index % p.group_heads) {
-    first = (TileOf(p, piece, index) - s.first_tile) * kQueries;
-    const int last = min(s.row.num_tokens, first + kQueries) - 1;
-    keys = min(s.key_end, s.row.start_pos + last + 1) - s.key_begin;
-  }
-  // The last tiles of a row see most keys and go first.
-  static __device__ int TileOf(const PrefillArgs& p, const PrefillPiece& piece, int index) {
-    return piece.tiles - 1 - index / p.group_heads;
-  }
-  __device__ int64_t Token(int query) const { return s.row.first_token + query; }
-  // Keys of the row that the query sees.
-  __device__ int Sees(int query) const { return s.row.start_pos + query + 1; }
 };
 
 __device__ void CopyQueries(const PrefillArgs& p, const Work& w, char* to) {
@@ -87,13 +60,6 @@ __device__ __forceinline__ void CopyTile(const PrefillArgs& p, const Work& w, in
   CopyKeys<kV / 8>(v + at * kV, p.group_heads * kV, valid, to.values, kVPitch);
 }
 
-// Of rows `lane / 4` and `lane / 4 + 8` of a warp; l is the thread's own share.
-struct RowState {
-  float m[2];
-  float l[2];
-  int limit[2];  // keys of the segment that the row sees
-};
-
 __device__ __forceinline__ void Scores(const char* keys, const uint32_t (&q)[kSteps][4],
                                        float (&s)[8][4]) {
   const int lane = threadIdx.x % 32;
@@ -111,121 +77,20 @@ __device__ __forceinline__ void Scores(const char* keys, const uint32_t (&q)[kSt
   }
 }
 
-__device__ __forceinline__ void Mask(int key, const RowState& state, float (&s)[8][4]) {
-#pragma unroll
-  for (int n = 0; n < 8; ++n) {
-#pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      if (key + n * 8 + threadIdx.x % 4 * 2 + i % 2 >= state.limit[i / 2]) s[n][i] = -INFINITY;
-    }
-  }
-}
-
-// Turns scores into weights; scales the sums so far.
-__device__ __forceinline__ void Softmax(float scale_log2, float (&s)[8][4], RowState& state,
-                                        float (&o)[16][4]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    float m = s[0][2 * r];
-#pragma unroll
-    for (int n = 0; n < 8; ++n) m = fmaxf(m, fmaxf(s[n][2 * r], s[n][2 * r + 1]));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
-    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
-    m = fmaxf(state.m[r], m * scale_log2);
-    const float base = m == -INFINITY ? 0.0f : m;
-    const float alpha = Exp2(state.m[r] - base);
-    float l = 0;
-#pragma unroll
-    for (int n = 0; n < 8; ++n) {
-#pragma unroll
-      for (int i = 2 * r; i < 2 * r + 2; ++i) {
-        s[n][i] = Exp2(fmaf(s[n][i], scale_log2, -base));
-        l += s[n][i];
-      }
-    }
-    state.m[r] = m;
-    state.l[r] = state.l[r] * alpha + l;
-#pragma unroll
-    for (int n = 0; n < 16; ++n) o[n][2 * r] *= alpha, o[n][2 * r + 1] *= alpha;
-  }
-}
-
 __device__ __forceinline__ void AddValues(const char* values, const float (&s)[8][4],
                                           float (&o)[16][4]) {
   const int lane = threadIdx.x % 32;
   const uint32_t from = SharedAddress(values + lane % 16 * kVPitch + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < 4; ++k) {
-    const uint32_t p[4] = {
-        PackBf16(s[2 * k][0], s[2 * k][1]), PackBf16(s[2 * k][2], s[2 * k][3]),
-        PackBf16(s[2 * k + 1][0], s[2 * k + 1][1]), PackBf16(s[2 * k + 1][2], s[2 * k + 1][3])};
+    uint32_t p[4];
+    PackWeights(s, k, p);
 #pragma unroll
     for (int n = 0; n < 16; n += 2) {
       uint32_t b[4];
       LoadMatricesTransposed(from + k * 16 * kVPitch + n * 16, b);
       Mma(o[n], p, b[0], b[1]);
       Mma(o[n + 1], p, b[2], b[3]);
-    }
-  }
-}
-
-// Where thread-owned sums of a row lie in the state of the softmax.
-__device__ __forceinline__ int64_t StateRow(const PrefillArgs& p, const Work& w, int query) {
-  return w.Token(query) * p.group_heads + w.head;
-}
-
-// `query`: of the first of the thread's two rows.
-__device__ __forceinline__ void Begin(const PrefillArgs& p, const Work& w, int query,
-                                      RowState& state, float (&o)[16][4]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int i = query + 8 * r;
-    const bool valid = i < w.s.row.num_tokens;
-    state.m[r] = -INFINITY;
-    state.l[r] = 0;
-    state.limit[r] = valid ? min(w.Sees(i), w.s.key_end) - w.s.key_begin : 0;
-    const bool resume = valid && w.s.key_begin > 0 && state.limit[r] > 0;
-    const int64_t at = resume ? StateRow(p, w, i) : 0;
-    if (resume) {
-      const float2 ml = p.state_ml[at];
-      state.m[r] = ml.x;
-      state.l[r] = threadIdx.x % 4 == 0 ? ml.y : 0;
-    }
-#pragma unroll
-    for (int n = 0; n < 16; ++n) {
-      const int64_t column = n * 8 + threadIdx.x % 4 * 2;
-      o[n][2 * r] = resume ? p.state_o[at * kV + column] : 0.0f;
-      o[n][2 * r + 1] = resume ? p.state_o[at * kV + column + 1] : 0.0f;
-    }
-  }
-}
-
-__device__ __forceinline__ void End(const PrefillArgs& p, const Work& w, int query,
-                                    const RowState& state, const float (&o)[16][4]) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    const int i = query + 8 * r;
-    float l = state.l[r];
-    l += __shfl_xor_sync(0xffffffffu, l, 1);
-    l += __shfl_xor_sync(0xffffffffu, l, 2);
-    if (state.limit[r] <= 0) continue;
-    const int column = threadIdx.x % 4 * 2;
-    if (w.Sees(i) <= w.s.key_end) {
-      auto* out = static_cast<__nv_bfloat16*>(p.out) + w.Token(i) * p.out_stride + w.head * kV;
-      const float inverse = 1.0f / l;
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        *reinterpret_cast<uint32_t*>(out + n * 8 + column) =
-            PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
-      }
-    } else {
-      const int64_t at = StateRow(p, w, i);
-      if (threadIdx.x % 4 == 0) p.state_ml[at] = make_float2(state.m[r], l);
-#pragma unroll
-      for (int n = 0; n < 16; ++n) {
-        *reinterpret_cast<float2*>(p.state_o + at * kV + n * 8 + column) =
-            make_float2(o[n][2 * r], o[n][2 * r + 1]);
-      }
     }
   }
 }
@@ -261,7 +126,9 @@ __global__ void __launch_bounds__(kThreads, 1)
     float s[8][4] = {};
     Scores(shared.tiles[i].keys, q, s);
     if (key + kKeys > masked || key + kKeys > w.keys) Mask(key, state, s);
-    Softmax(p.scale_log2, s, state, o);
+    float alpha[2];
+    Weights(p.scale_log2, s, state, alpha);
+    Rescale(alpha, o);
     AddValues(shared.tiles[i].values, s, o);
     WaitCopies<0>();
     __syncthreads();

@@ -32,6 +32,12 @@ inline bool HaveCudaDevice() {
   return false;
 }
 
+inline bool IsHopper() {
+  cudaDeviceProp properties{};
+  HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
+  return properties.major == 9;
+}
+
 // Device memory between two zones that no kernel may write.
 class GuardedMemory {
  public:

@@ -146,7 +146,7 @@ TEST_CASE("MlaDecode, general path: any heads, dims and types, padded rows, seve
 }
 
 TEST_CASE("MlaDecode, tensor cores: 512 + 64, heads in pieces of 16, any split of the keys") {
-  if (!HaveCudaDevice()) return;
+  if (!HaveCudaDevice() || !IsHopper()) return;
   Rng rng(RandomSeed());
   std::vector<std::pair<int, int>> many;
   for (int i = 0; i < 300; ++i) many.emplace_back(static_cast<int>(rng() % 300), i % 13 ? 1 : 0);

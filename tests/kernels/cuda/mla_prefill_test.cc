@@ -194,7 +194,9 @@ TEST_CASE("MlaPrefill, flash kernels: 128 + 64, v 128, chunks and pieces") {
   Rng rng(RandomSeed());
   const std::vector<std::pair<int, int>> rows = {{0, 1},   {0, 64},   {0, 65},  {128, 127},
                                                  {9, 0},   {63, 130}, {300, 3}, {1, 300}};
-  for (const MlaPath path : {MlaPath::kMma, MlaPath::kAuto}) {
+  for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma, MlaPath::kAuto}) {
+    if (path == MlaPath::kWgmma && !IsHopper()) continue;
+    std::printf("path %d\n", static_cast<int>(path));
     const auto run = [&](const char* name, int heads, DType weights,
                          std::vector<std::pair<int, int>> of, int piece) {
       return Holds({name, path, kB, kB, weights, heads, 512, 128, 64, 128, std::move(of), piece},
@@ -206,6 +208,7 @@ TEST_CASE("MlaPrefill, flash kernels: 128 + 64, v 128, chunks and pieces") {
     CHECK(run("2 heads, many rows", 2, kB, rows, 0));
     CHECK(run("2 heads, many rows, pieces of 64", 2, kB, rows, 64));
     CHECK(run("2 heads, many rows, pieces of 192", 2, kB, rows, 192));
+    CHECK(run("2 heads, long", 2, kB, {{0, 1100}}, 0));
     CHECK(run("17 heads, FP8 weights", 17, k8, {{10, 40}, {0, 3}}, 0));
   }
 }
