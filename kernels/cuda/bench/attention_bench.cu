@@ -72,7 +72,7 @@ void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int querie
   const int64_t pairs = int64_t{batch} * queries * heads;
   MlaDecodeParams p;
   p.q_latent = bench::RandomDevice(pairs * kLatent, DType::kBF16, b.context);
-  p.q_rope = bench::RandomDevice(pairs * (kNope + kRope, DType::kBF16, b.context));
+  p.q_rope = bench::RandomDevice(pairs * (kNope + kRope), DType::kBF16, b.context);
   p.q_rope_stride = int64_t{heads} * (kNope + kRope);
   p.q_rope_head_stride = kNope + kRope;
   p.out = BenchAllocate(pairs * kLatent * 2);
@@ -111,7 +111,7 @@ void Flash(Bench& b, MlaPath path, int heads, int batch, int start, int queries)
   }
   piece.keys = static_cast<int>(keys);
   PrefillArgs args;
-  args.q = bench::RandomDevice(tokens * heads * (kNope + kRope, DType::kBF16, b.context));
+  args.q = bench::RandomDevice(tokens * heads * (kNope + kRope), DType::kBF16, b.context);
   args.q_stride = int64_t{heads} * (kNope + kRope);
   args.out = BenchAllocate(tokens * heads * kV * 2);
   args.out_stride = int64_t{heads} * kV;
@@ -140,7 +140,7 @@ void Input(Bench& b, int heads, int tokens) {
   std::vector<int64_t> cache_rows(static_cast<size_t>(tokens));
   std::iota(cache_rows.begin(), cache_rows.end(), 0);
   MlaInputParams p;
-  p.q_rope = bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope, DType::kBF16, b.context));
+  p.q_rope = bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
   p.q_rope_stride = int64_t{heads} * (kNope + kRope);
   p.q_rope_head_stride = kNope + kRope;
   p.heads = heads;
