@@ -291,9 +291,6 @@ struct CopyRowsParams {
   int64_t bytes = 0;               // of a row
 };
 
-// The most likely tokens that a row can ask for.
-inline constexpr int kMaxTopLogprobs = 20;
-
 // One drawn token. `logprob` is set when SamplingParams::logprobs >= 0.
 struct SampledToken {
   int32_t token = 0;

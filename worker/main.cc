@@ -13,7 +13,7 @@
 #include "common/model_config.h"
 #include "common/safetensors.h"
 #include "common/tensor_inventory.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
 #include "worker/model/model.h"
 #include "worker/options.h"
@@ -86,6 +86,7 @@ class Worker {
 
   Status Run() {
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
     StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
@@ -105,7 +106,10 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
     const int threads = options_.threads > 0 ? options_.threads
                                              : std::max(1, UsableCores() / place_.local_ranks);
-    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = threads, .isa = options_.isa}));
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
+                                                  .threads = threads,
+                                                  .local_rank = place_.local_rank,
+                                                  .weights = config_.dtype}));
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;
@@ -117,6 +121,11 @@ class Worker {
                                           available));
     spdlog::info("{}; layout {} x {}; memory: {}", backend_->name(), layout_.tensor_parallel,
                  layout_.data_parallel, DescribeMemoryPlan(plan, capacity_.kv_blocks, available));
+    return OkStatus();
+  }
+
+  Status Connect() {
+    HADAL_ASSIGN_OR_RETURN(comm_, ConnectBackend(comm_, *backend_, layout_, options_.step_timeout_s));
     return OkStatus();
   }
 

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <span>
 #include <stdexcept>
@@ -61,6 +62,18 @@ class HostCommunicator : public Communicator {
   virtual void Barrier() = 0;
 };
 
+// Looks after collectives that a device has yet to run.
+class CollectiveWatch {
+ public:
+  virtual ~CollectiveWatch() = default;
+
+  // Throws CommError when a collective has failed; all are aborted then. Cheap.
+  virtual void Check() = 0;
+  // Returns once done() is true. Throws CommError as Check() does, or after the timeout; all
+  // collectives are aborted then, so that the stream comes to its end.
+  virtual void Await(const std::function<bool()>& done) = 0;
+};
+
 // The communicators of one rank.
 struct CommGroup {
   std::shared_ptr<HostCommunicator> world;   // T * D ranks
@@ -68,12 +81,13 @@ struct CommGroup {
   // The same ranks, for what lies in a backend's memory.
   std::shared_ptr<Communicator> act_world;
   std::shared_ptr<Communicator> act_tensor;
+  std::shared_ptr<CollectiveWatch> watch;  // null: a collective returns when it has run
 };
 
 // For backends whose memory is the host's.
 inline CommGroup HostCommGroup(std::shared_ptr<HostCommunicator> world,
                                std::shared_ptr<HostCommunicator> tensor) {
-  return {world, tensor, world, tensor};
+  return {world, tensor, world, tensor, nullptr};
 }
 
 // One rank alone. AllReduceSum and Broadcast do nothing, so any memory will do.

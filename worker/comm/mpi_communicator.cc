@@ -114,6 +114,7 @@ MpiPlace GetMpiPlace() {
   MPI_Comm_size(MPI_COMM_WORLD, &place.world);
   MPI_Comm host;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, place.rank, MPI_INFO_NULL, &host);
+  MPI_Comm_rank(host, &place.local_rank);
   MPI_Comm_size(host, &place.local_ranks);
   MPI_Comm_free(&host);
   return place;

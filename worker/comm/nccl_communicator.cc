@@ -143,7 +143,7 @@ class NcclCommunicator final : public Communicator {
   const cudaStream_t stream_;
 };
 
-class Watch final : public NcclWatch {
+class Watch final : public CollectiveWatch {
  public:
   Watch(std::vector<std::shared_ptr<NcclHandle>> handles, double timeout_s)
       : handles_(std::move(handles)), timeout_s_(timeout_s) {}

@@ -1,6 +1,5 @@
 #pragma once
 
-#include <functional>
 #include <memory>
 
 #include "common/layout.h"
@@ -15,25 +14,13 @@ struct NcclOptions {
   double timeout_s = 120;  // of connecting, of starting a collective, of one Await()
 };
 
-// Looks after the collectives that a stream has yet to run.
-class NcclWatch {
- public:
-  virtual ~NcclWatch() = default;
-
-  // Throws CommError when a collective has failed; all are aborted then. Cheap.
-  virtual void Check() = 0;
-  // Returns once done() is true. Throws CommError as Check() does, or after the timeout; all
-  // collectives are aborted then, so that the stream comes to its end.
-  virtual void Await(const std::function<bool()>& done) = 0;
-};
-
 // The communicators of one rank over a device's memory; calls enqueue on the stream they were made
 // for and may be captured in a CUDA graph. Sums: every rank gets the same bits, in NCCL's order. After
 // an error every call throws CommError. Destroy after the graphs that hold their collectives.
 struct NcclCommGroup {
   std::shared_ptr<Communicator> world;   // T * D ranks
   std::shared_ptr<Communicator> tensor;  // the T ranks of this rank's D group
-  std::shared_ptr<NcclWatch> watch;
+  std::shared_ptr<CollectiveWatch> watch;
 };
 
 // Every rank of `host` calls it with the device that it will use as the thread's current one; `stream`

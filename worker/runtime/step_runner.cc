@@ -12,6 +12,8 @@ namespace {
 // Logits of so many rows at a time where a product's weights are read for every few rows anyway.
 constexpr int kPieceRows = 32;
 
+constexpr std::chrono::seconds kLongStep(1);
+
 }  // namespace
 
 int StepRunner::LogitRows(const Backend& backend, int max_slots) {
@@ -198,7 +200,19 @@ void StepRunner::StartResults(const StepPlan& plan, const GroupPlan& own) {
   flights_.push_back(std::move(flight));
 }
 
-bool StepRunner::OldestDone() { return backend_->Done(flights_.front().ticket); }
+bool StepRunner::OldestDone() {
+  const Flight& oldest = flights_.front();
+  return backend_->Done(oldest.ticket) ||
+         std::chrono::steady_clock::now() - std::max(oldest.launched, last_finished_) > kLongStep;
+}
+
+void StepRunner::Await(uint64_t ticket) {
+  if (comm_.watch != nullptr) {
+    comm_.watch->Await([&] { return backend_->Done(ticket); });
+  } else {
+    backend_->Await(ticket);
+  }
+}
 
 GroupResult StepRunner::FinishGroup(Flight* flight) const {
   GroupResult group = std::move(flight->result.groups[0]);
@@ -225,7 +239,7 @@ StatusOr<StepResult> StepRunner::Collect() {
   HADAL_CHECK(in_flight() > 0);
   Flight flight = std::move(flights_.front());
   flights_.pop_front();
-  backend_->Await(flight.ticket);
+  Await(flight.ticket);
   GroupResult own = layout_.tp_rank() == 0 ? FinishGroup(&flight) : GroupResult{};
   StepResult result = std::move(flight.result);
   result.groups.clear();

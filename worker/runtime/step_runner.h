@@ -41,7 +41,8 @@ class StepRunner {
 
   // Steps whose results Collect() has yet to return. Only world rank 0 has any when D is 1.
   int in_flight() const { return static_cast<int>(flights_.size()); }
-  // Whether the oldest of them has run.
+  // Whether Collect() has something to do: the oldest of them has run, or it takes so long that it
+  // should be waited for, up to the deadline of its collectives.
   bool OldestDone();
   // The result of the oldest step, waiting for it. With D > 1 every rank of the world calls it; it is
   // complete on rank 0, whose groups are all D. Throws what went wrong on the device.
@@ -85,6 +86,7 @@ class StepRunner {
   void StartResults(const StepPlan& plan, const GroupPlan& own);
   GroupResult FinishGroup(Flight* flight) const;
   Status GatherGroups(GroupResult own, StepResult* result);
+  void Await(uint64_t ticket);
   static int64_t OutputBytes(int64_t rows);
   static Outputs PlaceOutputs(void* memory, int64_t rows);
 

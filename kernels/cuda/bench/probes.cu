@@ -2,8 +2,9 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
+#include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/cublas_plan.h"
 #include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/vector_io.cuh"
 
 namespace hadal::bench {
 namespace {
@@ -25,7 +26,7 @@ __global__ void FillKernel(T* out, int64_t count) {
       const auto code = static_cast<uint8_t>(bits);
       out[i] = (code & 0x7f) == 0x7f ? 0 : code;
     } else {
-      out[i] = FromFloat<T>(static_cast<int32_t>(bits) * (1.0f / 2147483648.0f));
+      out[i] = cuda::FromFloat<T>(static_cast<int32_t>(bits) * (1.0f / 2147483648.0f));
     }
   }
 }
@@ -140,6 +141,24 @@ Ceilings MeasureCeilings(CudaContext& context) {
       },
       context);
   ceilings.read_gbs = kReadBytes / read / 1e3;
+  constexpr int64_t kCube = 8192;
+  const auto* x = static_cast<const char*>(data);
+  const double cube = MedianMicros(
+      4,
+      [&](int) {
+        HADAL_CHECK(cuda::RunCublas({.x = x,
+                                     .x_stride = kCube,
+                                     .w = x + kCube * kCube * 2,
+                                     .w_stride = kCube,
+                                     .y = const_cast<char*>(x) + (int64_t{1} << 30),
+                                     .y_stride = kCube,
+                                     .m = kCube,
+                                     .n = kCube,
+                                     .k = kCube},
+                                    context));
+      },
+      context);
+  ceilings.bf16_tflops = 2.0 * kCube * kCube * kCube / cube / 1e6;
   HADAL_CUDA(cudaFree(data));
   return ceilings;
 }

@@ -137,7 +137,7 @@ class PrefillCase {
 TEST_CASE("prefill attention equals float64: odd widths, several sequences, all weight types") {
   std::mt19937_64 rng(testing::RandomSeed());
   const std::vector<int> lengths = {1, 64, 150, 67};
-  // With weights other than F32 the latent row is rounded to bf16 first: a bf16 cache is exact.
+  // With weights other than F32 some kernels round the latent row to bf16: a bf16 cache is exact.
   for (const PrefillShape& shape :
        {PrefillShape{3, 40, 13, 6, 21}, {3, 40, 13, 6, 21, DType::kBF16, DType::kBF16},
         {2, 192, 128, 64, 128, DType::kF32, DType::kBF16}, {1, 7, 1, 2, 1},

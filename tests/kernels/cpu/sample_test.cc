@@ -194,7 +194,7 @@ TEST_CASE("log-probabilities are of the raw logits, the most likely first, equal
                    [&](int32_t a, int32_t b) { return logit(a) > logit(b); });
   for (const CpuIsa isa : SupportedCpuIsas()) {
     for (const float temperature : {0.0f, 0.5f, 2.0f}) {
-      for (const int32_t n : {-1, 0, 1, 20, 690}) {
+      for (const int32_t n : {-1, 0, 1, 3, kMaxTopLogprobs}) {
         CAPTURE(CpuIsaName(isa), temperature, n);
         const SamplingParams s{.temperature = temperature, .top_k = 100, .logprobs = n};
         const SampleResult r = RunSample(logits, vocab, limit, {s}, {1}, 1, isa)[0];

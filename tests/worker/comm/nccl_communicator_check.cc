@@ -55,7 +55,7 @@ class Bytes {
 // A device communicator as the cases want it: operands are host memory.
 class ThroughDevice final : public HostCommunicator {
  public:
-  ThroughDevice(Communicator& device, HostCommunicator& host, NcclWatch& watch, cudaStream_t stream)
+  ThroughDevice(Communicator& device, HostCommunicator& host, CollectiveWatch& watch, cudaStream_t stream)
       : device_(device), host_(host), watch_(watch), stream_(stream) {}
 
   int rank() const override { return device_.rank(); }
@@ -111,7 +111,7 @@ class ThroughDevice final : public HostCommunicator {
 
   Communicator& device_;
   HostCommunicator& host_;
-  NcclWatch& watch_;
+  CollectiveWatch& watch_;
   cudaStream_t stream_;
 };
 
@@ -134,7 +134,7 @@ std::string CheckBf16(ThroughDevice& comm, uint64_t seed) {
 
 // Collectives captured once and launched several times: x becomes size^launches * x; and each rank's
 // part of a gather and of an exchange arrives.
-std::string CheckGraph(Communicator& comm, NcclWatch& watch, cudaStream_t stream) {
+std::string CheckGraph(Communicator& comm, CollectiveWatch& watch, cudaStream_t stream) {
   const int64_t count = 3000;
   const int launches = 4;
   const std::vector<float> ones(count, 1.0f);

@@ -53,17 +53,15 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
   ThrowIfError(checkpoint.status());
   ThrowIfError(ValidateCheckpoint(config_, **checkpoint));
   const int world = options.tensor_parallel * options.data_parallel;
-  std::vector<CommGroup> comms =
-      MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
+  comms_ = MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
   backends_.resize(world);
   models_.resize(world);
   RunRanks(world, [&](int rank) {
-    const Layout layout{options_.tensor_parallel, options_.data_parallel, rank};
-    ThrowIfError(ValidateLayout(config_, layout));
+    ThrowIfError(ValidateLayout(config_, layout(rank)));
     auto backend = MakeCpuBackend({.threads = options_.threads, .isa = options_.isa});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);
-    auto model = Model::Load(config_, layout, **checkpoint, backends_[rank].get(), comms[rank],
+    auto model = Model::Load(config_, layout(rank), **checkpoint, backends_[rank].get(), comms_[rank],
                              {.kv_blocks = options_.kv_blocks,
                               .max_step_tokens = options_.max_step_tokens,
                               .max_rows = kMaxRows,

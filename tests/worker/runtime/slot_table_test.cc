@@ -86,6 +86,10 @@ TEST_CASE("plans that contradict the table are refused") {
   CHECK(refused([](GroupPlan& p) { p.tokens[3] = kSampledToken; }));
   CHECK(refused([](GroupPlan& p) { p.rows[0].next_token = 5; }));
   CHECK(refused([](GroupPlan& p) {
+    p.rows[0].sample = false;
+    p.rows[0].next_token = 100;
+  }));
+  CHECK(refused([](GroupPlan& p) {
     p.rows[0].num_tokens = 69;
     p.rows.push_back({.slot = 1, .start_pos = 69, .num_tokens = 1, .kind = RowKind::kDecode});
   }));

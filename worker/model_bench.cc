@@ -13,6 +13,7 @@
 #include "common/tensor_inventory.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/probes.h"
+#include "worker/backends.h"
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
 #include "worker/model/step_inputs.h"
@@ -22,6 +23,7 @@ namespace {
 
 struct BenchOptions {
   std::string model_dir;
+  std::string device = "cpu";
   std::string isa;
   int threads = 2;
   std::vector<int> batches = {1, 4, 16};
@@ -49,7 +51,9 @@ class ModelBench {
     HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(options_.model_dir));
     HADAL_RETURN_IF_ERROR(ValidateCheckpoint(config_, *checkpoint));
-    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = options_.threads, .isa = options_.isa}));
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
+                                                  .threads = options_.threads,
+                                                  .weights = config_.dtype}));
     const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
     blocks_per_sequence_ = (options_.context + options_.decode_steps * (options_.repeats + 1) +
@@ -181,6 +185,9 @@ int main(int argc, char** argv) {
   CLI::App app("Times prefill and decode steps of one rank, in percent of this machine's read bandwidth "
                "and matrix-product rate, both measured in the same run.", "hadal-model-bench");
   app.add_option("--model", options.model_dir, "Hugging Face model directory")->required();
+  app.add_option("--device", options.device, "what computes")
+      ->check(CLI::IsMember(hadal::BackendNames()))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--cpu-isa", options.isa, "instruction set (default: the best of this machine)");
   app.add_option("--batch", options.batches, "decode batch sizes")->check(CLI::Range(1, 4096))->capture_default_str();

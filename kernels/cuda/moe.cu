@@ -1,0 +1,91 @@
+#include "kernels/cuda/moe.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/grouped_general.h"
+#include "kernels/cuda/moe_combine.h"
+#include "kernels/cuda/moe_few.h"
+
+namespace hadal::cuda {
+namespace {
+
+const CudaPackedWeight& Cuda(const PackedWeight* w) { return *static_cast<const CudaPackedWeight*>(w); }
+
+int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
+int CeilDiv(int a, int b) { return (a + b - 1) / b; }
+
+// The shared MLP over all tokens, in float: [tokens, dim].
+float* SharedGeneral(const MoeParams& p, CudaContext& context) {
+  char* hidden = context.scratch.Allocate<char>(p.tokens * p.shared.width * DTypeSize(context.act));
+  float* out = context.scratch.Allocate<float>(p.tokens * p.dim);
+  GroupedArgs a{.x = p.x, .x_stride = p.dim, .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
+                .rows = p.tokens, .w = ViewOf(p.shared.w13), .n = p.shared.width, .k = p.dim,
+                .out = hidden, .out_stride = p.shared.width};
+  GroupedGeneral(a, p.shared.w13->dtype, true, context);
+  a.x = hidden;
+  a.x_stride = a.k = p.shared.width;
+  a.w = ViewOf(p.shared.w2);
+  a.n = a.out_stride = p.dim;
+  a.out = out;
+  GroupedGeneral(a, p.shared.w2->dtype, false, context);
+  return out;
+}
+
+void RunGeneral(const MoeParams& p, CudaContext& context) {
+  DeviceScratch::Scope scope(context.scratch);
+  const int rows = p.tokens * p.top_k;
+  const MoeRows sorted = SortRows({p.ids, p.local_index, rows, p.experts, Cuda(p.w13).count},
+                                  kGeneralTileRows, context);
+  char* hidden = context.scratch.Allocate<char>(rows * p.width * DTypeSize(context.act));
+  float* out = context.scratch.Allocate<float>(rows * p.dim);
+  GroupedArgs a{.x = p.x, .x_stride = p.dim, .source = sorted.source, .source_div = p.top_k,
+                .tiles = sorted.tiles, .num_tiles = sorted.num_tiles,
+                .max_tiles = sorted.max_tiles, .w = ViewOf(p.w13), .n = p.width, .k = p.dim,
+                .out = hidden, .out_stride = p.width};
+  GroupedGeneral(a, p.w13->dtype, true, context);
+  a.x = hidden;
+  a.x_stride = a.k = p.width;
+  a.source = nullptr;
+  a.w = ViewOf(p.w2);
+  a.n = a.out_stride = p.dim;
+  a.out = out;
+  GroupedGeneral(a, p.w2->dtype, false, context);
+  const float* shared = p.shared.w13 == nullptr ? nullptr : SharedGeneral(p, context);
+  CombineRows({.shared = shared, .rows = out, .row_of = sorted.row_of, .weights = p.weights,
+               .out = p.out, .tokens = p.tokens, .top_k = p.top_k, .dim = p.dim},
+              DType::kF32, context);
+}
+
+}  // namespace
+
+bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
+  switch (path) {
+    case MoePath::kFew: return MoeFewFits(p, context);
+    default: return true;
+  }
+}
+
+void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
+  if (p.tokens == 0) return;
+  if (path == MoePath::kAuto && MoeFewFits(p, context)) path = MoePath::kFew;
+  switch (path) {
+    case MoePath::kFew: return MoeFew(p, context);
+    default: return RunGeneral(p, context);
+  }
+}
+
+void Moe(const MoeParams& p, CudaContext& context) { RunMoe(p, MoePath::kAuto, context); }
+
+int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
+  const auto aligned = [](int64_t bytes) { return DeviceScratch::Aligned(bytes); };
+  const int64_t route = aligned(int64_t{limits.tokens} * limits.experts * 4);
+  const int64_t tokens = limits.moe_tokens, rows = tokens * limits.top_k;
+  const int64_t moe = SortRowsBytes(rows, limits.local_experts, 8) +
+                      aligned(rows * RoundUp16(limits.moe_width) * DTypeSize(act)) +
+                      aligned(rows * limits.dim * 4) +
+                      aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
+                      aligned(tokens * limits.dim * 4);
+  return limits.experts == 0 ? 0 : std::max(route, moe);
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,74 @@
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_combine.h"
+#include "kernels/cuda/moe_device.cuh"
+#include "kernels/cuda/ops.h"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kThreads = 256;
+
+template <typename T, int kVec>
+__device__ __forceinline__ void AddScaled(const void* rows, int64_t at, float factor, float* sum) {
+  const auto x = *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(rows) + at);
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) sum[i] += factor * ToFloat(x.at[i]);
+}
+
+// One thread per kVec elements of one token.
+template <typename Act, typename Row, int kVec>
+__global__ void __launch_bounds__(kThreads) CombineKernel(CombineArgs a) {
+  WaitForPrevious();
+  AllowNext();
+  const int64_t columns = a.dim / kVec;
+  const int64_t unit = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  if (unit >= a.tokens * columns) return;
+  const int64_t t = unit / columns, c = unit % columns * kVec;
+  float sum[kVec] = {};
+  if (a.shared != nullptr) AddScaled<Row, kVec>(a.shared, t * a.dim + c, 1.0f, sum);
+  for (int j = 0; j < a.top_k; ++j) {
+    const int64_t row = a.row_of[t * a.top_k + j];
+    if (row < 0) continue;
+    const float factor = a.weights == nullptr ? 1.0f : a.weights[t * a.top_k + j];
+    AddScaled<Row, kVec>(a.rows, row * a.dim + c, factor, sum);
+  }
+  Pack<Act, kVec> out;
+#pragma unroll
+  for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<Act>(sum[i]);
+  *reinterpret_cast<Pack<Act, kVec>*>(static_cast<Act*>(a.out) + t * a.dim + c) = out;
+}
+
+template <typename Act, typename Row>
+void LaunchCombine(const CombineArgs& a, CudaContext& context) {
+  constexpr int kVec = 16 / sizeof(Row);
+  const int vec = a.dim % kVec == 0 ? kVec : 1;
+  const int64_t units = a.tokens * (a.dim / vec);
+  const auto grid = static_cast<unsigned>((units + kThreads - 1) / kThreads);
+  if (vec == 1) {
+    Launch(CombineKernel<Act, Row, 1>, grid, kThreads, 0, context, a);
+  } else {
+    Launch(CombineKernel<Act, Row, kVec>, grid, kThreads, 0, context, a);
+  }
+}
+
+}  // namespace
+
+void CombineRows(const CombineArgs& args, DType row_dtype, CudaContext& context) {
+  if (args.tokens == 0) return;
+  if (context.act == DType::kF32) {
+    HADAL_CHECK(row_dtype == DType::kF32);
+    LaunchCombine<float, float>(args, context);
+  } else if (row_dtype == DType::kF32) {
+    LaunchCombine<bf16, float>(args, context);
+  } else {
+    LaunchCombine<bf16, bf16>(args, context);
+  }
+}
+
+void AddRows(const AddRowsParams& p, CudaContext& context) {
+  CombineRows({.shared = p.accumulate ? p.out : nullptr, .rows = p.rows, .row_of = p.row_of, .out = p.out,
+               .tokens = p.tokens, .top_k = p.width, .dim = p.dim},
+              context.act, context);
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,97 @@
+#include "kernels/cuda/moe_few.h"
+
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_few_w13.cuh"
+#include "kernels/cuda/moe_few_w2.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Both blocks of
+// bf16 fit an SM together, so that w2 fetches while w13 ends.
+constexpr int kW13Slots = 5;
+constexpr int kW2Slots = 4;
+constexpr int64_t kMaxSharedBytes = 227 * 1024;
+
+int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
+
+FewArgs ArgsOf(const MoeParams& p) {
+  FewArgs a;
+  a.x = p.x;
+  a.ids = p.ids;
+  a.weights = p.weights;
+  a.local_index = p.local_index;
+  a.w13 = ViewOf(p.w13);
+  a.w2 = ViewOf(p.w2);
+  a.out = static_cast<bf16*>(p.out);
+  a.tokens = p.tokens;
+  a.top_k = p.top_k;
+  a.experts = p.experts;
+  a.dim = static_cast<int>(p.dim);
+  a.width = static_cast<int>(p.width);
+  a.hidden_stride = RoundUp8(p.width);
+  if (p.shared.w13 != nullptr) {
+    a.shared13 = ViewOf(p.shared.w13);
+    a.shared2 = ViewOf(p.shared.w2);
+    a.shared_width = static_cast<int>(p.shared.width);
+    a.shared_stride = RoundUp8(p.shared.width);
+  }
+  return a;
+}
+
+template <typename W>
+void LaunchFew(const MoeParams& p, CudaContext& context) {
+  DeviceScratch::Scope scope(context.scratch);
+  FewArgs a = ArgsOf(p);
+  a.hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * p.top_k * a.hidden_stride);
+  a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
+  const auto w13 = FewW13Kernel<W, kW13Slots>;
+  const auto w2 = FewW2Kernel<W, kW2Slots>;
+  static const bool once = [&] {
+    constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
+    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kMaxSharedBytes)));
+    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kMaxSharedBytes)));
+    return true;
+  }();
+  (void)once;
+  const int64_t rows = std::min<int64_t>(int64_t{p.tokens} * p.top_k, p.w13->count);
+  const int64_t w13_items = (p.shared.width + 7) / 8 + rows * ((p.width + 7) / 8);
+  const int64_t w2_items = (p.dim + 15) / 16;
+  const auto blocks = [&](int64_t items) {
+    return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
+  };
+  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<W>(a, kW13Slots), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<W>(kW2Slots), context, a);
+}
+
+}  // namespace
+
+bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
+  const DType dtype = p.w13->dtype;
+  const auto fits = [&](const PackedWeight* w) {
+    return w == nullptr ||
+           (w->dtype == dtype && static_cast<const CudaPackedWeight*>(w)->k_lead % 16 == 0);
+  };
+  if (context.act != DType::kBF16 || context.arch < 80 || dtype == DType::kF32) return false;
+  if (p.tokens > kFewTokens || p.tokens * p.top_k > kFewRows || p.experts > kFewExperts) return false;
+  if (p.dim % 8 != 0 || p.width == 0) return false;
+  if (!fits(p.w13) || !fits(p.w2) || !fits(p.shared.w13) || !fits(p.shared.w2)) return false;
+  // w13 starts at whole scale blocks: its k is never cut.
+  if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
+  FewArgs a = ArgsOf(p);
+  const int64_t bytes = dtype == DType::kBF16 ? FewW13SharedBytes<bf16>(a, kW13Slots)
+                                              : FewW13SharedBytes<fp8>(a, kW13Slots);
+  return bytes <= kMaxSharedBytes;
+}
+
+void MoeFew(const MoeParams& p, CudaContext& context) {
+  if (p.w13->dtype == DType::kBF16) {
+    LaunchFew<bf16>(p, context);
+  } else {
+    LaunchFew<fp8>(p, context);
+  }
+}
+
+}  // namespace hadal::cuda

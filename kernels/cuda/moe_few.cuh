@@ -1,0 +1,193 @@
+#pragma once
+
+#include "kernels/cuda/moe_mma.cuh"
+
+namespace hadal::cuda {
+
+// Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
+// own share of k through a ring of shared memory that only it reads, and the warps of a block add up
+// their sums at the end of an item (16 weight rows).
+
+inline constexpr int kFewTokens = 8;
+inline constexpr int kFewRows = 64;      // (token, choice) pairs
+inline constexpr int kFewExperts = 512;  // of the model
+inline constexpr int kFewWarps = 8;
+inline constexpr int kFewThreads = 32 * kFewWarps;
+
+struct FewArgs {
+  const void* x = nullptr;          // [tokens, dim] bf16
+  const int32_t* ids = nullptr;
+  const float* weights = nullptr;
+  const int32_t* local_index = nullptr;
+  WeightView w13, w2, shared13, shared2;
+  bf16* hidden = nullptr;           // [tokens, top_k, hidden_stride]
+  bf16* shared_hidden = nullptr;    // [tokens, shared_stride]
+  bf16* out = nullptr;              // [tokens, dim]
+  int tokens = 0;
+  int top_k = 0;
+  int experts = 0;
+  int dim = 0;
+  int width = 0;
+  int shared_width = 0;             // 0: there is none
+  int hidden_stride = 0;            // width rounded up to 8; what is beyond width is 0
+  int shared_stride = 0;
+};
+
+// The experts of this step that live here, in order of first appearance.
+struct alignas(16) FewJobs {
+  float weight[kFewRows][kFewTokens];  // 0 where a token did not choose the expert
+  int row[kFewRows][kFewTokens];       // token * top_k + choice; -1 then
+  int count;
+  int expert[kFewRows];
+  int expert_of_row[kFewRows];
+  int is_first[kFewRows];
+  int local[kFewExperts];
+};
+
+// Does not depend on earlier kernels.
+__device__ inline void LoadLocalIndex(const FewArgs& a, FewJobs& jobs) {
+  for (int i = threadIdx.x; i < a.experts; i += kFewThreads) jobs.local[i] = a.local_index[i];
+  for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += kFewThreads) {
+    jobs.row[i / kFewTokens][i % kFewTokens] = -1;
+    jobs.weight[i / kFewTokens][i % kFewTokens] = 0;
+  }
+  __syncthreads();
+}
+
+// By all threads, after LoadLocalIndex().
+__device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
+  const int rows = a.tokens * a.top_k, i = static_cast<int>(threadIdx.x);
+  int expert = -1;
+  if (i < rows) {
+    const int id = __ldcg(a.ids + i);
+    if (id >= 0 && id < a.experts) expert = jobs.local[id];
+    jobs.expert_of_row[i] = expert;
+  }
+  __syncthreads();
+  int first = i;
+  if (i < rows) {
+    for (int j = i - 1; j >= 0; --j) {
+      if (jobs.expert_of_row[j] == expert) first = j;
+    }
+    jobs.is_first[i] = expert >= 0 && first == i;
+  }
+  __syncthreads();
+  if (i < rows) {
+    int job = 0;
+    for (int j = 0; j < first; ++j) job += jobs.is_first[j];
+    if (expert >= 0) {
+      jobs.expert[job] = expert;
+      jobs.row[job][i / a.top_k] = i;
+      jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
+    }
+    if (i == rows - 1) {
+      for (int j = first; j < rows; ++j) job += jobs.is_first[j];
+      jobs.count = job;
+    }
+  }
+  __syncthreads();
+}
+
+// A ring slot of one warp: 128 bytes of each of 16 weight rows, where a lane finds what it copied.
+template <typename W, bool kWithActivations>
+struct FewSlot {
+  static constexpr int kStepK = 128 / sizeof(W);
+  static constexpr int kParts = 2;                          // of 64 bytes a row
+  static constexpr int kWeightBytes = kParts * 2 * 512;     // [part][row half][lane] 16
+  static constexpr int kXBytes = kWithActivations ? kParts * 512 * (sizeof(W) == 1 ? 2 : 1) : 0;
+  static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
+  static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;
+};
+
+// Where a lane reads: rows g and g + 8 of an item.
+template <typename W>
+struct FewSource {
+  const char* row[2];
+  const float* scales[2];
+  bool valid[2];
+  int bytes;  // of a row
+  int lead;   // bytes by which the first step starts before the row
+};
+
+template <typename W>
+__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0, int row1,
+                                                 int limit0, int limit1) {
+  FewSource<W> s;
+  const int row[2] = {row0, row1}, limit[2] = {limit0, limit1};
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    s.valid[h] = row[h] < limit[h];
+    const int inside = s.valid[h] ? row[h] : 0;
+    s.row[h] = reinterpret_cast<const char*>(w.matrix<W>(matrix) + inside * w.stride);
+    s.scales[h] = sizeof(W) == 1 ? w.scales(matrix, inside) : nullptr;
+  }
+  s.bytes = static_cast<int>(w.stride * sizeof(W));
+  s.lead = sizeof(W) == 1 ? w.k_lead : 0;
+  return s;
+}
+
+template <typename W, bool kWithActivations>
+__device__ __forceinline__ void CopyWeights(uint32_t slot, const FewSource<W>& from, int step) {
+  using Slot = FewSlot<W, kWithActivations>;
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int part = 0; part < Slot::kParts; ++part) {
+    const int at = step * 128 + part * 64 + lane % 4 * 16 - from.lead;
+    const bool inside = at >= 0 && at < from.bytes;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      CopyAsync16(slot + (part * 2 + h) * 512 + lane * 16, from.row[h] + (inside ? at : 0),
+                  inside && from.valid[h]);
+    }
+  }
+  if constexpr (sizeof(W) == 1) {
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      CopyAsync4(slot + Slot::kWeightBytes + Slot::kXBytes + h * 128 + lane * 4,
+                 from.scales[h] + step);
+    }
+  }
+}
+
+// acc = the slot's weights times activations, which x_of(part) gives.
+template <typename W, bool kWithActivations, typename XOf>
+__device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XOf x_of) {
+  const int lane = threadIdx.x % 32;
+#pragma unroll
+  for (int part = 0; part < FewSlot<W, kWithActivations>::kParts; ++part) {
+    const uint4 w0 = LoadShared16(slot + part * 2 * 512 + lane * 16);
+    const uint4 w1 = LoadShared16(slot + (part * 2 + 1) * 512 + lane * 16);
+    MultiplyStep(acc, w0, w1, x_of(part));
+  }
+}
+
+// Scale of row half h in the slot; 1 without scales.
+template <typename W, bool kWithActivations>
+__device__ __forceinline__ float ScaleOf(uint32_t slot, int h) {
+  using Slot = FewSlot<W, kWithActivations>;
+  if constexpr (sizeof(W) != 1) return 1.0f;
+  return LoadSharedFloat(slot + Slot::kWeightBytes + Slot::kXBytes + h * 128 +
+                         threadIdx.x % 32 * 4);
+}
+
+// Steps of this warp among `steps`.
+__device__ __forceinline__ int OwnSteps(int steps) {
+  return (steps - static_cast<int>(threadIdx.x / 32) + kFewWarps - 1) / kFewWarps;
+}
+
+// Sums of the warps: [2][kFewWarps][128], used in turn so that one barrier per item is enough.
+using FewSums = float[2][kFewWarps][128];
+
+__device__ __forceinline__ void ShareSums(FewSums& sums, int turn, const MmaSums& total) {
+  float4* to = reinterpret_cast<float4*>(sums[turn][threadIdx.x / 32]) + threadIdx.x % 32;
+  *to = {total.at[0], total.at[1], total.at[2], total.at[3]};
+  __syncthreads();
+}
+__device__ __forceinline__ float AddSums(const FewSums& sums, int turn, int at) {
+  float sum = 0;
+#pragma unroll
+  for (int w = 0; w < kFewWarps; ++w) sum += sums[turn][w][at];
+  return sum;
+}
+
+}  // namespace hadal::cuda

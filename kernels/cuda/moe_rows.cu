@@ -1,0 +1,174 @@
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_device.cuh"
+#include "kernels/cuda/moe_rows.h"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kThreads = 1024;
+constexpr int kWarps = kThreads / 32;
+constexpr int kUnroll = 8;  // loads in flight per thread
+constexpr unsigned kAll = 0xffffffffu;
+
+struct SortArgs {
+  MoeChoices choices;
+  MoeRows out;
+  int tile_rows;
+};
+
+// Each warp owns consecutive rows, so that the order by token survives.
+struct Chunk {
+  int begin, end;
+};
+__device__ Chunk ChunkOf(int rows) {
+  const int step = 32 * kUnroll;
+  const int size = (rows + kWarps * step - 1) / (kWarps * step) * step;
+  const int begin = min(rows, static_cast<int>(threadIdx.x / 32) * size);
+  return {begin, min(rows, begin + size)};
+}
+
+// Calls visit(row, expert, peers): peers are the lanes whose row has the same expert.
+template <typename Visit>
+__device__ void ForEachRow(const MoeChoices& choices, const int32_t* local, Visit visit) {
+  const Chunk chunk = ChunkOf(choices.rows);
+  const int lane = threadIdx.x % 32;
+  for (int base = chunk.begin; base < chunk.end; base += 32 * kUnroll) {
+    int id[kUnroll];
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int row = base + u * 32 + lane;
+      id[u] = row < chunk.end ? __ldg(choices.ids + row) : -1;
+    }
+#pragma unroll
+    for (int u = 0; u < kUnroll; ++u) {
+      const int row = base + u * 32 + lane;
+      const bool known = id[u] >= 0 && id[u] < choices.experts;
+      const int expert = row >= chunk.end ? -2 : known ? local[id[u]] : -1;
+      visit(row, expert, __match_any_sync(kAll, expert));
+      __syncwarp();
+    }
+  }
+}
+
+// Exclusive sums of two arrays of `n` values in place, by one warp; the totals.
+__device__ int2 ScanPairs(int* a, int* b, int n) {
+  const int lane = threadIdx.x % 32;
+  int2 carry = {0, 0};
+  for (int base = 0; base < n; base += 32) {
+    const int i = base + lane;
+    const int2 own = i < n ? int2{a[i], b[i]} : int2{0, 0};
+    int2 sum = own;
+    for (int d = 1; d < 32; d *= 2) {
+      const int x = __shfl_up_sync(kAll, sum.x, d), y = __shfl_up_sync(kAll, sum.y, d);
+      if (lane >= d) sum = {sum.x + x, sum.y + y};
+    }
+    if (i < n) {
+      a[i] = carry.x + sum.x - own.x;
+      b[i] = carry.y + sum.y - own.y;
+    }
+    carry.x += __shfl_sync(kAll, sum.x, 31);
+    carry.y += __shfl_sync(kAll, sum.y, 31);
+  }
+  return carry;
+}
+
+// Turns the warps' counts per expert into the first sorted row of each warp and expert.
+__device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* first_tile) {
+  const int experts = a.choices.local_experts;
+  for (int e = threadIdx.x; e < experts; e += kThreads) {
+    int total = 0;
+    for (int w = 0; w < kWarps; ++w) {
+      const int own = counts[w * experts + e];
+      counts[w * experts + e] = total;
+      total += own;
+    }
+    first[e] = total;
+    first_tile[e] = (total + a.tile_rows - 1) / a.tile_rows;
+  }
+  __syncthreads();
+  if (threadIdx.x < 32) {
+    const int2 totals = ScanPairs(first, first_tile, experts);
+    if (threadIdx.x == 0) {
+      first[experts] = totals.x;
+      first_tile[experts] = totals.y;
+      *a.out.num_tiles = totals.y;
+    }
+  }
+  __syncthreads();
+  for (int e = threadIdx.x / 32; e < experts; e += kWarps) {
+    const int lane = threadIdx.x % 32;
+    counts[lane * experts + e] += first[e];
+    for (int i = first_tile[e] + lane; i < first_tile[e + 1]; i += 32) {
+      const int begin = first[e] + (i - first_tile[e]) * a.tile_rows;
+      a.out.tiles[i] = {e, begin, min(a.tile_rows, first[e + 1] - begin)};
+    }
+  }
+  __syncthreads();
+}
+
+__global__ void __launch_bounds__(kThreads) SortRowsKernel(SortArgs a) {
+  extern __shared__ int shared[];
+  int* counts = shared;  // [kWarps][local_experts]
+  int* first = counts + kWarps * a.choices.local_experts;  // [local_experts + 1]
+  int* first_tile = first + a.choices.local_experts + 1;
+  int* local = first_tile + a.choices.local_experts + 1;   // [experts]
+  WaitForPrevious();
+  AllowNext();
+  for (int i = threadIdx.x; i < kWarps * a.choices.local_experts; i += kThreads) counts[i] = 0;
+  for (int i = threadIdx.x; i < a.choices.experts; i += kThreads) {
+    local[i] = __ldg(a.choices.local_index + i);
+  }
+  __syncthreads();
+  int* own = counts + threadIdx.x / 32 * a.choices.local_experts;
+  const unsigned below = (1u << (threadIdx.x % 32)) - 1;
+  ForEachRow(a.choices, local, [&](int, int expert, unsigned peers) {
+    if (expert >= 0 && (peers & below) == 0) own[expert] += __popc(peers);
+  });
+  __syncthreads();
+  PlaceExperts(a, counts, first, first_tile);
+  ForEachRow(a.choices, local, [&](int row, int expert, unsigned peers) {
+    const int at = expert >= 0 ? own[expert] + __popc(peers & below) : -1;
+    __syncwarp();
+    if (expert >= 0) {
+      a.out.source[at] = row;
+      if ((peers & below) == 0) own[expert] += __popc(peers);
+    }
+    if (expert != -2) a.out.row_of[row] = at;
+  });
+}
+
+int64_t MaxTiles(int64_t rows, int local_experts, int tile_rows) {
+  return rows / tile_rows + std::min<int64_t>(rows, local_experts);
+}
+
+}  // namespace
+
+MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context) {
+  HADAL_CHECK(choices.local_experts <= kMaxLocalExperts && choices.experts <= 4096);
+  MoeRows rows;
+  rows.max_tiles = static_cast<int>(MaxTiles(choices.rows, choices.local_experts, tile_rows));
+  rows.source = context.scratch.Allocate<int32_t>(choices.rows);
+  rows.row_of = context.scratch.Allocate<int32_t>(choices.rows);
+  rows.tiles = context.scratch.Allocate<RowTile>(rows.max_tiles);
+  rows.num_tiles = context.scratch.Allocate<int32_t>(1);
+  const int64_t bytes =
+      ((kWarps + 2) * int64_t{choices.local_experts} + 2 + choices.experts) * int64_t{sizeof(int)};
+  static const bool once = [] {
+    HADAL_CUDA(cudaFuncSetAttribute(SortRowsKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    96 * 1024));
+    return true;
+  }();
+  (void)once;
+  Launch(SortRowsKernel, 1, kThreads, bytes, context, SortArgs{choices, rows, tile_rows});
+  return rows;
+}
+
+int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows) {
+  return 2 * DeviceScratch::Aligned(rows * 4) + DeviceScratch::Aligned(4) +
+         DeviceScratch::Aligned(MaxTiles(rows, local_experts, tile_rows) *
+                                static_cast<int64_t>(sizeof(RowTile)));
+}
+
+}  // namespace hadal::cuda

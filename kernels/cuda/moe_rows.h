@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/cuda_context.h"
+
+namespace hadal::cuda {
+
+// Rows of one expert that one block works on.
+struct RowTile {
+  int32_t expert = 0;  // index in w13 and w2
+  int32_t first = 0;   // sorted row
+  int32_t count = 0;
+};
+
+// The (token, choice) pairs of this rank, sorted by expert, then by token. Device memory.
+struct MoeRows {
+  int32_t* source = nullptr;     // [rows] token * top_k + choice of each sorted row
+  int32_t* row_of = nullptr;     // [tokens, top_k] sorted row, or -1: of another rank
+  RowTile* tiles = nullptr;      // [num_tiles] in order of expert
+  int32_t* num_tiles = nullptr;  // [1]
+  int max_tiles = 0;             // bound of num_tiles, known to the host
+};
+
+// The experts of a step and where they live.
+struct MoeChoices {
+  const int32_t* ids = nullptr;          // [rows] expert or -1
+  const int32_t* local_index = nullptr;  // [experts] or -1
+  int rows = 0;                          // tokens * top_k
+  int experts = 0;
+  int local_experts = 0;
+};
+
+inline constexpr int kMaxLocalExperts = 512;
+
+// Sorts on the device and cuts the rows of each expert into tiles of at most `tile_rows`.
+MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context);
+int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows);
+
+}  // namespace hadal::cuda

@@ -1,0 +1,195 @@
+#include <algorithm>
+#include <cmath>
+#include <limits>
+#include <numeric>
+
+#include "kernels/cuda/ops.h"
+#include "tests/kernels/cuda/device_case.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+
+namespace hadal {
+namespace {
+
+using namespace testing;
+
+struct RouteShape {
+  const char* name;
+  int tokens;
+  int64_t dim;
+  int experts, top_k, groups, limited_groups;
+  RouterScore score;
+  GroupScore group_score;
+  bool normalise, bias;
+  float route_scale;
+  DType act;
+};
+
+// One token in float64.
+struct TokenRouting {
+  std::vector<int32_t> ids;
+  std::vector<double> weights;
+  double margin = std::numeric_limits<double>::infinity();  // that the choice hung on
+
+  std::vector<int32_t> Best(const std::vector<double>& values, int count) {
+    std::vector<int32_t> order(values.size());
+    std::iota(order.begin(), order.end(), 0);
+    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
+      return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
+    });
+    for (size_t i = 0; i + 1 < order.size() && i < static_cast<size_t>(count); ++i) {
+      const double gap = values[static_cast<size_t>(order[i])] - values[static_cast<size_t>(order[i + 1])];
+      margin = std::min(margin, gap);
+    }
+    order.resize(static_cast<size_t>(count));
+    return order;
+  }
+};
+
+TokenRouting RouteReference(const RouteShape& s, const float* x, const std::vector<float>& gate,
+                            const std::vector<float>& bias) {
+  std::vector<double> score(static_cast<size_t>(s.experts));
+  for (size_t e = 0; e < score.size(); ++e) {
+    for (int64_t k = 0; k < s.dim; ++k) {
+      score[e] += static_cast<double>(x[k]) * gate[e * static_cast<size_t>(s.dim) + static_cast<size_t>(k)];
+    }
+  }
+  double sum = 0;
+  const double top = *std::max_element(score.begin(), score.end());
+  for (double& v : score) {
+    v = s.score == RouterScore::kSigmoid ? 1 / (1 + std::exp(-v)) : std::exp(v - top);
+    sum += v;
+  }
+  if (s.score == RouterScore::kSoftmax) {
+    for (double& v : score) v /= sum;
+  }
+  std::vector<double> choice = score;
+  if (s.bias) {
+    for (size_t e = 0; e < choice.size(); ++e) choice[e] += bias[e];
+  }
+  TokenRouting routing;
+  const auto size = static_cast<size_t>(s.experts / s.groups);
+  if (s.limited_groups < s.groups) {
+    std::vector<double> group;
+    for (size_t g = 0; g < static_cast<size_t>(s.groups); ++g) {
+      std::vector<double> members(choice.begin() + static_cast<int64_t>(g * size),
+                                  choice.begin() + static_cast<int64_t>((g + 1) * size));
+      std::sort(members.rbegin(), members.rend());
+      group.push_back(s.group_score == GroupScore::kMax || size < 2 ? members[0]
+                                                                    : members[0] + members[1]);
+    }
+    std::vector<bool> kept(group.size());
+    for (int32_t g : routing.Best(group, s.limited_groups)) kept[static_cast<size_t>(g)] = true;
+    for (size_t e = 0; e < choice.size(); ++e) {
+      if (!kept[e / size]) choice[e] = -std::numeric_limits<double>::infinity();
+    }
+  }
+  routing.ids = routing.Best(choice, s.top_k);
+  double total = 0;
+  for (int32_t e : routing.ids) total += score[static_cast<size_t>(e)];
+  for (int32_t e : routing.ids) {
+    routing.weights.push_back(score[static_cast<size_t>(e)] * s.route_scale / (s.normalise ? total : 1.0));
+  }
+  return routing;
+}
+
+struct Routed {
+  std::vector<int32_t> ids;
+  std::vector<float> weights;
+};
+
+Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<float>& gate,
+                const std::vector<float>& bias, const std::vector<int32_t>& positions) {
+  DeviceFixture fixture(s.act, cuda::MoeScratchBytes({.tokens = s.tokens, .experts = s.experts}, s.act));
+  const DeviceArray x_device(Encode(x, s.act)), gate_device(gate), bias_device(bias),
+      positions_device(positions);
+  DeviceArray ids(static_cast<size_t>(s.tokens * s.top_k) * 4), weights(static_cast<size_t>(s.tokens * s.top_k) * 4);
+  cuda::Route({.x = x_device.as<void>(), .gate = gate_device.as<float>(),
+               .bias = s.bias ? bias_device.as<float>() : nullptr,
+               .positions = positions_device.as<int32_t>(), .tokens = s.tokens, .dim = s.dim,
+               .experts = s.experts, .top_k = s.top_k, .groups = s.groups,
+               .limited_groups = s.limited_groups, .score = s.score, .group_score = s.group_score,
+               .normalise = s.normalise, .route_scale = s.route_scale, .ids = ids.as<int32_t>(),
+               .weights = weights.as<float>()},
+              fixture.context);
+  fixture.Finish();
+  CHECK(ids.GuardIntact());
+  CHECK(weights.GuardIntact());
+  CHECK(fixture.ScratchGuardIntact());
+  return {ids.Read<int32_t>(), weights.Read<float>()};
+}
+
+void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
+  std::vector<float> x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
+  const std::vector<float> gate =
+      Normal(rng, static_cast<size_t>(s.experts * s.dim), 1.0f / std::sqrt(static_cast<float>(s.dim)));
+  const std::vector<float> bias = Normal(rng, static_cast<size_t>(s.experts), 0.1f);
+  std::vector<int32_t> positions(static_cast<size_t>(s.tokens));
+  for (int32_t& p : positions) p = rng() % 5 == 0 ? -1 : 3;
+  const Routed got = RunRoute(s, x, gate, bias, positions);
+  int wrong = 0, doubtful = 0;
+  double worst = 0;
+  for (int t = 0; t < s.tokens; ++t) {
+    const int32_t* ids = got.ids.data() + t * s.top_k;
+    const float* weights = got.weights.data() + t * s.top_k;
+    if (positions[static_cast<size_t>(t)] < 0) {
+      for (int j = 0; j < s.top_k; ++j) wrong += ids[j] != -1;
+      continue;
+    }
+    const TokenRouting expected = RouteReference(s, x.data() + t * s.dim, gate, bias);
+    if (expected.margin < 1e-6) {
+      ++doubtful;
+      continue;
+    }
+    for (size_t j = 0; j < static_cast<size_t>(s.top_k); ++j) {
+      if (ids[j] != expected.ids[j]) {
+        if (++wrong <= 3) {
+          std::printf("  token %d choice %zu: got %d, expected %d\n", t, j, ids[j], expected.ids[j]);
+        }
+        continue;
+      }
+      worst = std::max(worst, std::abs(weights[j] / expected.weights[j] - 1));
+    }
+  }
+  std::printf("route %-24s tokens %4d wrong %d doubtful %d weight error %.1e\n", s.name, s.tokens,
+              wrong, doubtful, worst);
+  std::fflush(stdout);
+  CHECK(wrong == 0);
+  CHECK(doubtful <= s.tokens / 10);
+  CHECK(worst < 1e-5);
+}
+
+constexpr auto kSoftmax = RouterScore::kSoftmax;
+constexpr auto kSigmoid = RouterScore::kSigmoid;
+constexpr auto kMax = GroupScore::kMax;
+constexpr auto kTwo = GroupScore::kTopTwoSum;
+
+TEST_CASE("cuda route: every score and group rule against float64") {
+  if (!HasDevice()) return;
+  std::mt19937_64 rng(RandomSeed());
+  const RouteShape shapes[] = {
+      {"16B", 1, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"16B", 77, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"236B", 9, 512, 160, 6, 8, 3, kSoftmax, kMax, false, false, 16.0f, DType::kBF16},
+      {"671B", 3, 7168, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
+      {"671B", 130, 1024, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
+      {"odd F32", 21, 67, 21, 5, 7, 3, kSigmoid, kTwo, true, true, 2.5f, DType::kF32},
+      {"groups of one", 12, 40, 40, 4, 40, 10, kSoftmax, kTwo, true, false, 1.0f, DType::kF32},
+      {"512 experts", 70, 130, 512, 12, 2, 1, kSigmoid, kMax, true, true, 1.5f, DType::kF32},
+      {"top 1 of 1", 5, 16, 1, 1, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kF32},
+  };
+  for (const RouteShape& shape : shapes) CheckShape(rng, shape);
+}
+
+TEST_CASE("cuda route: ties go to the lower index") {
+  if (!HasDevice()) return;
+  RouteShape s{"ties", 2, 32, 48, 7, 6, 3, kSigmoid, kTwo, true, false, 1.0f, DType::kF32};
+  std::vector<float> x(static_cast<size_t>(s.tokens * s.dim), 0.0f);  // all logits are 0
+  const std::vector<float> gate(static_cast<size_t>(s.experts * s.dim), 1.0f);
+  const Routed got = RunRoute(s, x, gate, std::vector<float>(48), {0, 1});
+  for (int i = 0; i < s.tokens * s.top_k; ++i) CHECK(got.ids[static_cast<size_t>(i)] == i % s.top_k);
+  for (float w : got.weights) CHECK(w == Approx(1.0 / s.top_k));
+}
+
+}  // namespace
+}  // namespace hadal
