@@ -27,7 +27,8 @@ step() {
 run_ctest() {
   local build="$1" log="build/$1/ctest.log"
   echo "== tests: $build" >&2
-  ctest --test-dir "build/$build" --output-on-failure --timeout 600 2>&1 | tee "$log"
+  ctest --test-dir "build/$build" --parallel "$jobs" --output-on-failure --timeout 600 2>&1 |
+    tee "$log"
   local total bad
   total="$(sed -nE 's/.*tests failed out of ([0-9]+)$/\1/p' "$log" | tail -1)"
   bad="$(sed -nE 's/.* ([0-9]+) tests? failed out of [0-9]+$/\1/p' "$log" | tail -1)"
