@@ -38,7 +38,7 @@ std::string ReferenceConfigText(const ModelConfig& c) {
                       {"max_batch_size", 8},
                       {"max_seq_len", c.max_seq_len},
                       {"dtype", Name(c.dtype)}};
-  if (!c.scale_fmt.empty()) out["scale_fmt"] = c.scale_fmt;
+  out["scale_fmt"] = c.scale_fmt.empty() ? ordered_json() : ordered_json(c.scale_fmt);
   out.update({{"scale_block", c.scale_block},
               {"vocab_size", c.vocab_size},
               {"dim", c.dim},
@@ -75,7 +75,7 @@ StatusOr<BlockShape> QuantizationBlock(const std::string& config_text) {
   const auto found = config.is_object() ? config.find("quantization_config") : config.end();
   if (!config.is_object()) return FailedPrecondition("config.json: must be a JSON object");
   if (found == config.end() || found->is_null()) return BlockShape{};
-  if (!found->is_object() || found->value("quant_method", "") != "fp8") {
+  if (!found->is_object() || found->value("quant_method", nlohmann::json()) != "fp8") {
     return FailedPrecondition("config.json: quantization_config.quant_method must be \"fp8\"; only "
                               "e4m3 weights with block scales can be cast");
   }

@@ -120,8 +120,8 @@ Status CheckForeignFiles(const OutputPlan& plan) {
     const std::string name = it->path().filename();
     const bool weights = name.ends_with(".safetensors") || name == "model.safetensors.index.json";
     if (weights && own.count(name) == 0) {
-      return FailedPrecondition("{} holds {}, which this run would not write; give an empty "
-                                "directory", plan.directory, name);
+      return InvalidArgument("{} holds {}, which this run would not write; give an empty directory",
+                             plan.directory, name);
     }
   }
   return OkStatus();
@@ -168,10 +168,9 @@ class Writer {
     }
     if (problems.empty()) return Summary();
     return Status(StatusCode::kAborted,
-                  fmt::format("{} file{} of {} differ from what the source gives; run again without "
-                              "--verify to write them anew:\n  {}",
-                              problems.size(), problems.size() == 1 ? "" : "s", plan_.directory,
-                              fmt::join(problems, "\n  ")));
+                  fmt::format("what the source gives differs in {} of the files of {}; run again "
+                              "without --verify to write them anew:\n  {}",
+                              problems.size(), plan_.directory, fmt::join(problems, "\n  ")));
   }
 
  private:
@@ -259,7 +258,7 @@ StatusOr<RunSummary> WriteOutput(const OutputPlan& plan, const RunOptions& optio
   fs::create_directories(plan.directory);
   const DirectoryLock lock(plan.directory);
   if (!lock.held()) {
-    return FailedPrecondition("another run is writing {}; wait for it", plan.directory);
+    return Unavailable("another run is writing {}; wait for it", plan.directory);
   }
   return Writer(plan, options).Write();
 }

@@ -27,9 +27,9 @@ StatusOr<std::string> DescribePlan(const OutputPlan& plan);
 
 // Writes the directory. Every file is written under a temporary name, synced and renamed, shards
 // first; shards that are there are compared with the source and kept when they are equal.
-// RESOURCE_EXHAUSTED before the first byte when the disk has too little space; FAILED_PRECONDITION
-// for a directory that holds other safetensors files, or that another run is writing. Throws
-// std::system_error when writing fails; what was finished stays, and so does nothing else.
+// RESOURCE_EXHAUSTED before the first byte when the disk has too little space; INVALID_ARGUMENT for
+// a directory that is the source or holds other safetensors files; UNAVAILABLE while another run
+// writes it. Throws std::system_error when writing fails; what was finished stays, nothing else.
 StatusOr<RunSummary> WriteOutput(const OutputPlan& plan, const RunOptions& options);
 
 // Reads the directory again, from the disk, and compares all of it with what the source gives.

@@ -108,8 +108,8 @@ Status ToolMain::Execute(const OutputPlan& plan) {
   HADAL_ASSIGN_OR_RETURN(const RunSummary summary, verify_ ? VerifyOutput(plan, options)
                                                            : WriteOutput(plan, options));
   const std::string what =
-      verify_ ? fmt::format("{} files are what the source gives", summary.kept)
-              : fmt::format("{} files written, {} kept", summary.written, summary.kept);
+      verify_ ? fmt::format("verified {} shards", summary.kept)
+              : fmt::format("{} shards written, {} kept", summary.written, summary.kept);
   std::fprintf(stdout, "%s: %s, %s in %.1f s (%.2f GB/s), peak memory %s\n",
                plan.directory.c_str(), what.c_str(), ByteText(summary.bytes).c_str(),
                summary.seconds, static_cast<double>(summary.bytes) / 1e9 / summary.seconds,
