@@ -99,11 +99,11 @@ struct ToBf16 {
     ForEachTile(rows, columns, block, [&](int64_t i, int64_t j, const Tile& tile) {
       const int64_t index = (i - first_block) * scale_columns + j;
       const std::byte* at = scales.data() + static_cast<uint64_t>(index) * scale_bytes;
-      const Bf16Table table = MakeBf16Table(
-          scale_bytes == sizeof(float) ? Load<float>(at) : Bf16ToFloat(Load<bf16_t>(at)));
+      const float factor =
+          scale_bytes == sizeof(float) ? Load<float>(at) : Bf16ToFloat(Load<bf16_t>(at));
       for (int64_t r = tile.rows.begin; r < tile.rows.end; ++r) {
         const int64_t from = (r - rows.begin) * columns + tile.columns.begin;
-        CastToBf16(codes + from, tile.columns.size(), table, values + from);
+        CastToBf16(codes + from, tile.columns.size(), factor, values + from);
       }
     });
     out->pieces.push_back(

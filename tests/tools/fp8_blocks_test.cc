@@ -39,9 +39,12 @@ TEST_CASE("codes times scale, for every code") {
     scales.push_back(std::exp2(std::uniform_real_distribution<float>(-30, 10)(random)));
   }
   for (const float scale : scales) {
-    const Bf16Table table = MakeBf16Table(scale);
     for (int code = 0; code < 256; ++code) {
-      const bf16_t found = table[static_cast<size_t>(code)];
+      const std::vector<uint8_t> codes(37, static_cast<uint8_t>(code));  // a vector and a rest
+      std::vector<bf16_t> out(codes.size());
+      CastToBf16(codes.data(), 37, scale, out.data());
+      const bf16_t found = out[0];
+      if (out != std::vector<bf16_t>(37, found)) FAIL("code " << code << ", scale " << scale);
       if (IsNanCode(code)) {
         CHECK(found == (code == 0x7f ? 0x7fc0 : 0xffc0));
         continue;
@@ -54,16 +57,37 @@ TEST_CASE("codes times scale, for every code") {
 
 TEST_CASE("rows of any length") {
   std::mt19937_64 random(testing::RandomSeed() + 1);
-  const Bf16Table table = MakeBf16Table(0.37f);
   std::vector<uint8_t> codes(300);
+  std::vector<bf16_t> values(300);
   for (uint8_t& code : codes) code = static_cast<uint8_t>(random());
+  for (bf16_t& value : values) value = FloatToBf16(static_cast<float>(random() % 900) - 450);
   for (int64_t count = 0; count <= 300; ++count) {
     std::vector<bf16_t> out(301, 0xabcd);
-    CastToBf16(codes.data(), count, table, out.data());
-    for (int64_t i = 0; i < count; ++i) {
-      if (out[static_cast<size_t>(i)] != table[codes[static_cast<size_t>(i)]]) FAIL("at " << i);
+    CastToBf16(codes.data(), count, 0.37f, out.data());
+    std::vector<uint8_t> back(301, 0xab);
+    CastToF8E4M3(values.data(), count, 0.73f, back.data());
+    for (size_t i = 0; i < static_cast<size_t>(count); ++i) {
+      bf16_t one = 0;
+      CastToBf16(&codes[i], 1, 0.37f, &one);
+      if (out[i] != one) FAIL("at " << i);
+      if (back[i] != FloatToF8E4M3(Bf16ToFloat(values[i]) / 0.73f)) FAIL("at " << i);
     }
     CHECK(out[static_cast<size_t>(count)] == 0xabcd);
+    CHECK(back[static_cast<size_t>(count)] == 0xab);
+  }
+}
+
+TEST_CASE("scales that are no numbers") {
+  for (const float scale : {INFINITY, -INFINITY, NAN}) {
+    const std::vector<uint8_t> codes = {0x00, 0x38, 0xb8, 0x7f, 0xff};
+    std::vector<bf16_t> out(5);
+    CastToBf16(codes.data(), 5, scale, out.data());
+    CHECK(std::isnan(Bf16ToFloat(out[0])));
+    CHECK(out[3] == 0x7fc0);
+    CHECK(out[4] == 0xffc0);
+    if (std::isnan(scale)) continue;
+    CHECK(Bf16ToFloat(out[1]) == scale);
+    CHECK(Bf16ToFloat(out[2]) == -scale);
   }
 }
 
@@ -93,6 +117,10 @@ TEST_CASE("the nearest e4m3 value, ties to even") {
   for (const float value : values) {
     for (const float x : {value, -value}) {
       if (FloatToF8E4M3(x) != nearest(x)) FAIL("value " << x);
+      const bf16_t rounded = FloatToBf16(x);
+      uint8_t code = 0;
+      CastToF8E4M3(&rounded, 1, 1.0f, &code);
+      if (code != nearest(Bf16ToFloat(rounded))) FAIL("bf16 " << Bf16ToFloat(rounded));
     }
   }
   CHECK(FloatToF8E4M3(NAN) == 0x7f);
