@@ -123,15 +123,19 @@ StatusOr<int> ConvertedRanks(const std::string& model_dir) {
   if (error) return NotFound("{}: cannot be listed: {}", model_dir, error.message());
   if (ranks.empty()) return 0;
   if (ranks.size() > 1) {
-    return DataLoss("{} holds files converted for {} ranks; keep each conversion in a directory of "
-                    "its own", model_dir, fmt::join(ranks, " and "));
+    return DataLoss(
+        "{} holds files converted for {} ranks; keep each conversion in a directory of "
+        "its own",
+        model_dir, fmt::join(ranks, " and "));
   }
   const int count = *ranks.begin();
   for (int rank = 0; rank < count; ++rank) {
     const std::string name = ConvertedFileName(rank, count);
     if (names.count(name) != 0) continue;
-    return DataLoss("{} holds {} of {} converted files, {} is missing; run hadal-convert again, it "
-                    "keeps what is finished", model_dir, names.size(), count, name);
+    return DataLoss(
+        "{} holds {} of {} converted files, {} is missing; run hadal-convert again, it "
+        "keeps what is finished",
+        model_dir, names.size(), count, name);
   }
   return count;
 }

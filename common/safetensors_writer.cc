@@ -22,10 +22,10 @@ std::string LayOutSafetensors(std::string_view format, std::vector<TensorInfo>* 
     HADAL_CHECK(bytes, "{}", tensor->name);
     tensor->begin = at;
     tensor->end = at += *bytes;
-    json += fmt::format(R"({}{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
-                        json.size() == 1 ? "" : ",", nlohmann::json(tensor->name).dump(),
-                        tensor->dtype_name, fmt::join(tensor->shape, ","), tensor->begin,
-                        tensor->end);
+    json +=
+        fmt::format(R"({}{}:{{"dtype":"{}","shape":[{}],"data_offsets":[{},{}]}})",
+                    json.size() == 1 ? "" : ",", nlohmann::json(tensor->name).dump(),
+                    tensor->dtype_name, fmt::join(tensor->shape, ","), tensor->begin, tensor->end);
   }
   json += "}";
   json.append((8 - json.size() % 8) % 8, ' ');

@@ -2,12 +2,14 @@
 #include "tools/tool_main.h"
 
 int main(int argc, char** argv) {
-  hadal::ToolMain tool(
-      "hadal-bf16-cast-fp8",
-      "Casts the matrices of attention, MLPs and experts of a bf16 Hugging Face checkpoint to e4m3\n"
-      "with one F32 scale for each 128 x 128 block, as FP8 releases hold them. Embedding, head, norms\n"
-      "and router stay. The output is about half as large and loads as FP8.\n\n"
-      "  hadal-bf16-cast-fp8 --input-bf16-hf-path Moonlight-16B-A3B --output-fp8-hf-path moonlight-fp8");
+  hadal::ToolMain tool("hadal-bf16-cast-fp8",
+                       "Casts the matrices of attention, MLPs and experts of a bf16 Hugging Face "
+                       "checkpoint to e4m3\n"
+                       "with one F32 scale for each 128 x 128 block, as FP8 releases hold them. "
+                       "Embedding, head, norms\n"
+                       "and router stay. The output is about half as large and loads as FP8.\n\n"
+                       "  hadal-bf16-cast-fp8 --input-bf16-hf-path Moonlight-16B-A3B "
+                       "--output-fp8-hf-path moonlight-fp8");
   std::string source;
   std::string directory;
   std::string scale_fmt = "float";
@@ -17,7 +19,6 @@ int main(int argc, char** argv) {
       .add_option("--scale-fmt", scale_fmt, "float, or ue8m0: powers of two, as DeepSeek-V3.1 has")
       ->check(CLI::IsMember({"float", "ue8m0"}))
       ->capture_default_str();
-  return tool.Run(argc, argv, [&] {
-    return hadal::PlanCastToF8E4M3(source, directory, scale_fmt == "ue8m0");
-  });
+  return tool.Run(argc, argv,
+                  [&] { return hadal::PlanCastToF8E4M3(source, directory, scale_fmt == "ue8m0"); });
 }

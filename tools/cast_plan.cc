@@ -26,9 +26,9 @@ bool IsF8(const Checkpoint::Entry& entry) { return entry.info.dtype == DType::kF
 // The matrices that an FP8 release quantises, by the component before ".weight".
 bool IsQuantizable(const std::string& name) {
   static constexpr std::array<std::string_view, 9> kMatrices = {
-      ".q_proj.weight",    ".q_a_proj.weight",    ".q_b_proj.weight",
-      ".kv_b_proj.weight", ".o_proj.weight",      ".gate_proj.weight",
-      ".up_proj.weight",   ".down_proj.weight",   ".kv_a_proj_with_mqa.weight"};
+      ".q_proj.weight",    ".q_a_proj.weight",  ".q_b_proj.weight",
+      ".kv_b_proj.weight", ".o_proj.weight",    ".gate_proj.weight",
+      ".up_proj.weight",   ".down_proj.weight", ".kv_a_proj_with_mqa.weight"};
   return std::any_of(kMatrices.begin(), kMatrices.end(),
                      [&](std::string_view suffix) { return name.ends_with(suffix); });
 }
@@ -71,9 +71,10 @@ Status CheckScales(const Checkpoint& checkpoint, BlockShape block) {
     return FailedPrecondition("the checkpoint has no e4m3 tensor, so there is nothing to cast");
   }
   if (problems.empty()) return OkStatus();
-  return FailedPrecondition("{} of the checkpoint's scales cannot be used; fetch the shards that "
-                            "should hold them again:\n  {}",
-                            problems.size(), fmt::join(problems, "\n  "));
+  return FailedPrecondition(
+      "{} of the checkpoint's scales cannot be used; fetch the shards that "
+      "should hold them again:\n  {}",
+      problems.size(), fmt::join(problems, "\n  "));
 }
 
 // The tensors of every file in the order in which they stand there.

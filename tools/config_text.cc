@@ -76,8 +76,9 @@ StatusOr<BlockShape> QuantizationBlock(const std::string& config_text) {
   if (!config.is_object()) return FailedPrecondition("config.json: must be a JSON object");
   if (found == config.end() || found->is_null()) return BlockShape{};
   if (!found->is_object() || found->value("quant_method", nlohmann::json()) != "fp8") {
-    return FailedPrecondition("config.json: quantization_config.quant_method must be \"fp8\"; only "
-                              "e4m3 weights with block scales can be cast");
+    return FailedPrecondition(
+        "config.json: quantization_config.quant_method must be \"fp8\"; only "
+        "e4m3 weights with block scales can be cast");
   }
   const auto block = found->find("weight_block_size");
   if (block == found->end()) return BlockShape{};
@@ -86,8 +87,9 @@ StatusOr<BlockShape> QuantizationBlock(const std::string& config_text) {
     return good && (*block)[i] <= 4096 ? (*block)[i].get<int64_t>() : 0;
   };
   if (size(0) < 1 || size(1) < 1) {
-    return FailedPrecondition("config.json: quantization_config.weight_block_size must be two numbers "
-                              "in [1, 4096]");
+    return FailedPrecondition(
+        "config.json: quantization_config.weight_block_size must be two numbers "
+        "in [1, 4096]");
   }
   return BlockShape{size(0), size(1)};
 }

@@ -4,9 +4,12 @@
 int main(int argc, char** argv) {
   hadal::ToolMain tool(
       "hadal-convert",
-      "Cuts a Hugging Face checkpoint into one file for each of M ranks, in the layout of DeepSeek's\n"
-      "inference code: model{i}-mp{M}.safetensors, config.json in its names, the tokenizer's files.\n"
-      "hadal-worker loads any Hugging Face directory without this; it helps where each node should\n"
+      "Cuts a Hugging Face checkpoint into one file for each of M ranks, in the layout of "
+      "DeepSeek's\n"
+      "inference code: model{i}-mp{M}.safetensors, config.json in its names, the tokenizer's "
+      "files.\n"
+      "hadal-worker loads any Hugging Face directory without this; it helps where each node "
+      "should\n"
       "read only its own bytes.\n\n"
       "  hadal-convert --hf-ckpt-path DeepSeek-V3 --save-path v3-mp16 --n-experts 256 \\\n"
       "                --model-parallel 16\n"

@@ -26,8 +26,10 @@ StatusOr<Source> ReadSource(const std::string& dir) {
   HADAL_ASSIGN_OR_RETURN(const std::string text, ReadSourceText(dir, "config.json"));
   json config = json::parse(text);
   if (config.is_object() && config.contains("dim") && !config.contains("hidden_size")) {
-    return FailedPrecondition("{}/config.json has the reference's names, so this directory has been "
-                              "converted already; give the Hugging Face directory", dir);
+    return FailedPrecondition(
+        "{}/config.json has the reference's names, so this directory has been "
+        "converted already; give the Hugging Face directory",
+        dir);
   }
   std::optional<json> generation;
   const auto generation_text = ReadSourceText(dir, "generation_config.json");
@@ -134,18 +136,21 @@ StatusOr<OutputPlan> PlanConversion(const ConvertOptions& options) {
   }
   HADAL_ASSIGN_OR_RETURN(plan.copies, FilesToCopy(options.source_dir));
   plan.texts["config.json"] = ReferenceConfigText(source.config);
-  const size_t skipped =
-      plan.checkpoint->entries().size() - ExpectedTensors(source.config).size();
+  const size_t skipped = plan.checkpoint->entries().size() - ExpectedTensors(source.config).size();
   if (skipped > 0) {
-    plan.notes.push_back(fmt::format(
-        "{} tensors that inference does not use (multi-token prediction, rotary tables) are left out",
-        skipped));
+    plan.notes.push_back(
+        fmt::format("{} tensors that inference does not use (multi-token prediction, rotary "
+                    "tables) are left out",
+                    skipped));
   }
-  if (source.tied) plan.notes.push_back("the head is a copy of the embedding, which it was tied to");
+  if (source.tied)
+    plan.notes.push_back("the head is a copy of the embedding, which it was tied to");
   if (!EvenlyCut(source.config, options.ranks)) {
-    plan.notes.push_back(fmt::format(
-        "some sizes or scale blocks do not divide by {}: hadal-worker loads these files, DeepSeek's "
-        "own code would not", options.ranks));
+    plan.notes.push_back(
+        fmt::format("some sizes or scale blocks do not divide by {}: hadal-worker loads these "
+                    "files, DeepSeek's "
+                    "own code would not",
+                    options.ranks));
   }
   return plan;
 }

@@ -85,9 +85,8 @@ HADAL_AVX2 void ToBf16Avx2(const uint8_t* codes, int64_t count, float scale, bf1
     const __m256i sign = _mm256_slli_epi16(_mm256_andnot_si256(magnitude, code), 8);
     const __m256i normal =
         _mm256_add_epi16(_mm256_slli_epi16(magnitude, 4), _mm256_set1_epi16(120 << 7));
-    const __m256i bytes =
-        _mm256_add_epi16(_mm256_or_si256(magnitude, _mm256_slli_epi16(magnitude, 8)),
-                         _mm256_set1_epi16(0x800));
+    const __m256i bytes = _mm256_add_epi16(
+        _mm256_or_si256(magnitude, _mm256_slli_epi16(magnitude, 8)), _mm256_set1_epi16(0x800));
     const __m256i is_normal = _mm256_cmpgt_epi16(magnitude, _mm256_set1_epi16(7));
     const __m256i value = _mm256_or_si256(
         sign, _mm256_blendv_epi8(_mm256_shuffle_epi8(subnormals, bytes), normal, is_normal));

@@ -100,16 +100,17 @@ Space SpaceFor(const OutputPlan& plan) {
 Status CheckSpace(const OutputPlan& plan) {
   const Space space = SpaceFor(plan);
   if (space.needed <= space.available) return OkStatus();
-  return ResourceExhausted("{} has {} free, but {} are needed; free {} there or give another "
-                           "directory", plan.directory, ByteText(space.available),
-                           ByteText(space.needed), ByteText(space.needed - space.available));
+  return ResourceExhausted(
+      "{} has {} free, but {} are needed; free {} there or give another "
+      "directory",
+      plan.directory, ByteText(space.available), ByteText(space.needed),
+      ByteText(space.needed - space.available));
 }
 
 // Another checkpoint's shards next to ours would be read with them.
 Status CheckForeignFiles(const OutputPlan& plan) {
   std::error_code error;
-  if (fs::exists(plan.directory, error) &&
-      fs::equivalent(plan.source_dir, plan.directory, error)) {
+  if (fs::exists(plan.directory, error) && fs::equivalent(plan.source_dir, plan.directory, error)) {
     return InvalidArgument("{} is the source itself; give another output directory",
                            plan.directory);
   }
@@ -219,8 +220,7 @@ class Writer {
     AtomicFile file(to);
     std::vector<char> buffer(1 << 20);
     uint64_t offset = 0;
-    while (in.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) ||
-           in.gcount() > 0) {
+    while (in.read(buffer.data(), static_cast<std::streamsize>(buffer.size())) || in.gcount() > 0) {
       const std::span chunk(buffer.data(), static_cast<size_t>(in.gcount()));
       file.WriteAt(offset, std::as_bytes(chunk));
       offset += chunk.size();

@@ -16,8 +16,8 @@ struct RunOptions {
 };
 
 struct RunSummary {
-  int written = 0;  // shards
-  int kept = 0;     // shards that an earlier run had finished and that hold what they should
+  int written = 0;     // shards
+  int kept = 0;        // shards that an earlier run had finished and that hold what they should
   uint64_t bytes = 0;  // of all shards
   double seconds = 0;
 };

@@ -24,7 +24,8 @@ struct Job {
 std::vector<Job> SplitIntoJobs(const OutputFile& file) {
   std::vector<Job> jobs;
   for (const Work& work : file.works) {
-    int64_t step = std::max<int64_t>(1, static_cast<int64_t>(kJobBytes / std::max<uint64_t>(1, work.row_bytes)));
+    int64_t step = std::max<int64_t>(
+        1, static_cast<int64_t>(kJobBytes / std::max<uint64_t>(1, work.row_bytes)));
     step = std::max(step / work.multiple * work.multiple, work.multiple);
     for (int64_t begin = 0; begin < work.rows; begin += step) {
       jobs.push_back({&work, {begin, std::min(begin + step, work.rows)}});

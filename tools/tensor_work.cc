@@ -24,9 +24,8 @@ Work CopyBytes(const Checkpoint::Entry& source, uint64_t begin, uint64_t size, s
           .row_bytes = 1,
           .produce = [&source, begin, target](Range rows, Production* out) {
             const auto offset = static_cast<uint64_t>(rows.begin);
-            HADAL_ASSIGN_OR_RETURN(
-                const auto bytes,
-                out->Read(source, begin + offset, static_cast<uint64_t>(rows.size())));
+            HADAL_ASSIGN_OR_RETURN(const auto bytes, out->Read(source, begin + offset,
+                                                               static_cast<uint64_t>(rows.size())));
             out->pieces.push_back({target, offset, bytes});
             return OkStatus();
           }};
@@ -49,8 +48,7 @@ Work CopyColumns(const Checkpoint::Entry& source, TensorSlice slice, size_t targ
             for (uint64_t r = 0; r < count; ++r) {
               std::memcpy(out->buffer.data() + r * width, bytes.data() + r * stride + first, width);
             }
-            out->pieces.push_back(
-                {target, static_cast<uint64_t>(rows.begin) * width, out->buffer});
+            out->pieces.push_back({target, static_cast<uint64_t>(rows.begin) * width, out->buffer});
             return OkStatus();
           }};
 }
@@ -90,9 +88,9 @@ struct ToBf16 {
         const auto scales,
         out->Read(scale, static_cast<uint64_t>(first_block * scale_columns) * scale_bytes,
                   static_cast<uint64_t>(scale_count) * scale_bytes));
-    HADAL_ASSIGN_OR_RETURN(
-        const auto bytes, out->Read(weight, static_cast<uint64_t>(rows.begin * columns),
-                                    static_cast<uint64_t>(rows.size() * columns)));
+    HADAL_ASSIGN_OR_RETURN(const auto bytes,
+                           out->Read(weight, static_cast<uint64_t>(rows.begin * columns),
+                                     static_cast<uint64_t>(rows.size() * columns)));
     out->buffer.resize(bytes.size() * sizeof(bf16_t));
     const auto* codes = reinterpret_cast<const uint8_t*>(bytes.data());
     auto* values = reinterpret_cast<bf16_t*>(out->buffer.data());
@@ -140,14 +138,16 @@ struct ToF8E4M3 {
           CastTile(bytes.data(), columns, rows.begin, tile, codes, &finite);
     });
     if (!finite) {
-      return DataLoss("{}: tensor {} holds a NaN or an infinity, which e4m3 cannot scale; fetch the "
-                      "file again", weight.file->path(), weight.info.name);
+      return DataLoss(
+          "{}: tensor {} holds a NaN or an infinity, which e4m3 cannot scale; fetch the "
+          "file again",
+          weight.file->path(), weight.info.name);
     }
     const std::span<const std::byte> made(out->buffer);
     const size_t scale_bytes = static_cast<size_t>(scale_count) * sizeof(float);
-    out->pieces.push_back(
-        {scale_target, static_cast<uint64_t>(first_block * scale_columns) * sizeof(float),
-         made.first(scale_bytes)});
+    out->pieces.push_back({scale_target,
+                           static_cast<uint64_t>(first_block * scale_columns) * sizeof(float),
+                           made.first(scale_bytes)});
     out->pieces.push_back(
         {code_target, static_cast<uint64_t>(rows.begin * columns), made.subspan(scale_bytes)});
     return OkStatus();
@@ -171,8 +171,7 @@ struct ToF8E4M3 {
     const float scale = BlockScale(largest, power_of_two);
     for (int64_t r = tile.rows.begin; r < tile.rows.end; ++r) {
       CastToF8E4M3(values.data() + static_cast<size_t>(r - tile.rows.begin) * width,
-                   tile.columns.size(), scale,
-                   codes + (r - first) * columns + tile.columns.begin);
+                   tile.columns.size(), scale, codes + (r - first) * columns + tile.columns.begin);
     }
     return scale;
   }

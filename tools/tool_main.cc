@@ -24,24 +24,33 @@ enum ExitCode {
 };
 
 constexpr const char* kFooter =
-    "A run that was killed leaves no file that loads: every file is written as NAME.partial, synced\n"
+    "A run that was killed leaves no file that loads: every file is written as NAME.partial, "
+    "synced\n"
     "and renamed, and config.json comes last. Run the same command again to go on; finished files\n"
-    "are compared with the source and kept. Memory stays below 1 GiB, however large the checkpoint.\n\n"
+    "are compared with the source and kept. Memory stays below 1 GiB, however large the "
+    "checkpoint.\n\n"
     "Exit codes: 0 done; 1 a fault of this program; 2 wrong command line; 3 the source cannot be\n"
-    "used; 4 the output cannot be written (no space, no permission, another run); 5 --verify found a\n"
+    "used; 4 the output cannot be written (no space, no permission, another run); 5 --verify found "
+    "a\n"
     "difference.";
 
 int CodeOf(const Status& status) {
   switch (status.code()) {
-    case StatusCode::kOk: return kDone;
-    case StatusCode::kInvalidArgument: return kUsage;
+    case StatusCode::kOk:
+      return kDone;
+    case StatusCode::kInvalidArgument:
+      return kUsage;
     case StatusCode::kNotFound:
     case StatusCode::kDataLoss:
-    case StatusCode::kFailedPrecondition: return kBadSource;
+    case StatusCode::kFailedPrecondition:
+      return kBadSource;
     case StatusCode::kResourceExhausted:
-    case StatusCode::kUnavailable: return kCannotWrite;
-    case StatusCode::kAborted: return kDiffers;
-    default: return kInternal;
+    case StatusCode::kUnavailable:
+      return kCannotWrite;
+    case StatusCode::kAborted:
+      return kDiffers;
+    default:
+      return kInternal;
   }
 }
 
@@ -102,17 +111,17 @@ Status ToolMain::Execute(const OutputPlan& plan) {
   }
   for (const std::string& note : plan.notes) std::fprintf(stderr, "%s\n", note.c_str());
   const RunOptions options{
-      .threads = threads_ > 0 ? threads_ : UsableCores(), .report = [](const std::string& line) {
-        std::fprintf(stderr, "%s\n", line.c_str());
-      }};
-  HADAL_ASSIGN_OR_RETURN(const RunSummary summary, verify_ ? VerifyOutput(plan, options)
-                                                           : WriteOutput(plan, options));
+      .threads = threads_ > 0 ? threads_ : UsableCores(),
+      .report = [](const std::string& line) { std::fprintf(stderr, "%s\n", line.c_str()); }};
+  HADAL_ASSIGN_OR_RETURN(const RunSummary summary,
+                         verify_ ? VerifyOutput(plan, options) : WriteOutput(plan, options));
   const std::string what =
-      verify_ ? fmt::format("verified {} shards", summary.kept)
-              : fmt::format("{} shards written, {} kept", summary.written, summary.kept);
-  std::fprintf(stdout, "%s: %s, %s in %.1f s (%.2f GB/s), peak memory %s\n",
-               plan.directory.c_str(), what.c_str(), ByteText(summary.bytes).c_str(),
-               summary.seconds, static_cast<double>(summary.bytes) / 1e9 / summary.seconds,
+      verify_ ? fmt::format("{} shard{} verified", summary.kept, summary.kept == 1 ? "" : "s")
+              : fmt::format("{} shard{} written, {} kept", summary.written,
+                            summary.written == 1 ? "" : "s", summary.kept);
+  std::fprintf(stdout, "%s: %s, %s in %.1f s (%.2f GB/s), peak memory %s\n", plan.directory.c_str(),
+               what.c_str(), ByteText(summary.bytes).c_str(), summary.seconds,
+               static_cast<double>(summary.bytes) / 1e9 / summary.seconds,
                ByteText(PeakMemoryBytes()).c_str());
   return OkStatus();
 }

@@ -84,7 +84,8 @@ TEST_CASE("what does not fit a converted directory is refused") {
   const TempDir dir;
   CHECK(*ConvertedRanks(dir.path()) == 0);
   CHECK_FALSE(ConvertedRanks(dir.path() + "/none").ok());
-  for (int rank = 0; rank < 2; ++rank) WriteRank(dir, config, {2, 1, rank}, rank == 1 ? 5 : SIZE_MAX);
+  for (int rank = 0; rank < 2; ++rank)
+    WriteRank(dir, config, {2, 1, rank}, rank == 1 ? 5 : SIZE_MAX);
   CHECK(OpenCheckpoint(dir.path(), config, {2, 1, 0}).ok());
   const Status missing = OpenCheckpoint(dir.path(), config, {2, 1, 1}).status();
   CHECK(missing.message().find("model1-mp2.safetensors") != std::string::npos);

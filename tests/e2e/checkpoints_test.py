@@ -22,8 +22,10 @@ class CheckpointsTest(unittest.TestCase):
         cls.root = Path(temporary.name)
         (cls.root / "bf16").mkdir()
         make_model(str(cls.root / "bf16"))
-        cls.tool("hadal-bf16-cast-fp8", "--input-bf16-hf-path", "bf16", "--output-fp8-hf-path", "fp8")
-        cls.tool("hadal-fp8-cast-bf16", "--input-fp8-hf-path", "fp8", "--output-bf16-hf-path", "back")
+        cls.tool("hadal-bf16-cast-fp8",
+                 "--input-bf16-hf-path", "bf16", "--output-fp8-hf-path", "fp8")
+        cls.tool("hadal-fp8-cast-bf16",
+                 "--input-fp8-hf-path", "fp8", "--output-bf16-hf-path", "back")
         for source in ("fp8", "back"):
             cls.convert(source, 2)
         cls.prompts = ["".join(RANDOM.choices("abcdefgh ", k=n)) for n in (3, 70)]

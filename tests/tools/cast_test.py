@@ -1,11 +1,12 @@
 """The casts between e4m3 and bf16 against numpy, and the checkpoints they refuse."""
 
 import json
+import subprocess
 import unittest
 
 import numpy as np
 
-from reference import number_formats, random_checkpoint
+from reference import number_formats, random_checkpoint, safetensors_file
 from reference.safetensors_file import Tensor
 from reference.shapes import SHAPES
 from tools.tool_case import (BAD_SOURCE, BIN, SEED, USAGE, ToolCase, contents, dequantised,
@@ -143,9 +144,8 @@ class CastTest(ToolCase):
             self.run_tool(TO_BF16)
             wanted = cast_to_bf16(tensors, block)
             del wanted["ids"]  # a type the reader here does not store
-            found = {n: (t.dtype, t.data) for n, t in
-                     __import__("reference.safetensors_file", fromlist=["read"]).read(
-                         self.out / "model.safetensors").items()}
+            read = safetensors_file.read(self.out / "model.safetensors")
+            found = {n: (t.dtype, t.data) for n, t in read.items()}
             self.assertEqual(found.pop("ids")[1].tolist(), list(range(7)))
             self.assert_tensors(found, wanted)
 
@@ -182,7 +182,6 @@ class CastTest(ToolCase):
 
     def check_accepted(self, directory):
         """hadal-worker's own check of names, shapes and types."""
-        import subprocess
         done = subprocess.run([BIN / "hadal", "model-info", directory], capture_output=True,
                               text=True, check=False)
         self.assertEqual(done.returncode, 0, done.stderr)

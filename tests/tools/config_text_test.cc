@@ -64,8 +64,8 @@ TEST_CASE("the config of a cast checkpoint") {
         R"({"z":1,"dtype":"bfloat16","a":[2]})");
   CHECK(json::parse(ConfigTextForBf16("{}")) == json({{"torch_dtype", "bfloat16"}}));
   json config = HfConfig("v2_lite");
-  const auto cast = ParseModelConfig(json::parse(ConfigTextForF8E4M3(config.dump(), {}, true)),
-                                     nullptr);
+  const auto cast =
+      ParseModelConfig(json::parse(ConfigTextForF8E4M3(config.dump(), {}, true)), nullptr);
   REQUIRE(cast.ok());
   CHECK(cast->dtype == DType::kF8E4M3);
   CHECK(cast->scale_block == 128);

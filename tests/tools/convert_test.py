@@ -6,6 +6,7 @@ import unittest
 
 import numpy as np
 
+from reference import safetensors_file
 from reference.safetensors_file import Tensor
 from reference.shapes import SHAPES
 from tools.tool_case import (BAD_SOURCE, USAGE, ToolCase, read_file, write_model)
@@ -151,8 +152,8 @@ class ConvertTest(ToolCase):
                              ("n_dense_layers", "first_k_dense_replace"),
                              ("n_routed_experts", "n_routed_experts"),
                              ("n_activated_experts", "num_experts_per_tok"),
-                             ("n_expert_groups", "n_group"), ("route_scale", "routed_scaling_factor"),
-                             ("score_func", "scoring_func"), ("q_lora_rank", "q_lora_rank"),
+                             ("n_expert_groups", "n_group"),
+                             ("route_scale", "routed_scaling_factor"), ("score_func", "scoring_func"), ("q_lora_rank", "q_lora_rank"),
                              ("vocab_size", "vocab_size"), ("rope_theta", "rope_theta"),
                              ("max_seq_len", "max_position_embeddings")):
             self.assertEqual(config[ours], hf[theirs], ours)
@@ -176,7 +177,6 @@ class ConvertTest(ToolCase):
     def test_a_tied_head_becomes_one_of_its_own(self):
         hf, tensors = write_model(self.source, "v3")
         path = self.source / "model.safetensors"
-        from reference import safetensors_file
         safetensors_file.write(path, {n: t for n, t in tensors.items() if n != "lm_head.weight"})
         self.convert(hf["n_routed_experts"], 2, expect=BAD_SOURCE)
         (self.source / "config.json").write_text(json.dumps(hf | {"tie_word_embeddings": True}))
@@ -198,7 +198,6 @@ class ConvertTest(ToolCase):
 
     def test_tensors_that_do_not_fit_are_all_listed(self):
         hf, tensors = write_model(self.source, "moonlight")
-        from reference import safetensors_file
         changed = dict(tensors)
         del changed["model.norm.weight"], changed["model.layers.1.mlp.experts.3.up_proj.weight"]
         changed["model.layers.0.self_attn.k_proj.weight"] = Tensor("F32", np.zeros((2, 2)))

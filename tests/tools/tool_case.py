@@ -80,7 +80,7 @@ def write_tensors(directory, hf, *shards):
 
 
 def dequantised(codes, scale, block=(128, 128)):
-    """bf16 bits of e4m3 x scale: F32 product, rounded to nearest even; NaN codes keep their sign."""
+    """bf16 bits of e4m3 x scale: F32 product, ties to even; NaN codes keep their sign."""
     rows, columns = codes.shape
     spread = np.repeat(np.repeat(scale.astype(np.float32), block[0], 0), block[1], 1)
     with np.errstate(over="ignore", invalid="ignore", under="ignore"):
@@ -112,7 +112,7 @@ class ToolCase(unittest.TestCase):
                               check=False)
         self.assertEqual(done.returncode, expect, done.stdout + done.stderr)
         if expect != DONE:
-            self.assertTrue(done.stderr.startswith(tool + ": "), done.stderr)
+            self.assertIn(f"\n{tool}: ", "\n" + done.stderr)  # after notes
         return done.stdout, done.stderr
 
     def convert(self, experts, ranks, *flags, **more):

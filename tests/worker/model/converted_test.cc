@@ -42,13 +42,13 @@ TEST_CASE("converted directories give the logits of their source") {
         INFO(shape << " " << dtype << ", " << ranks << " ranks");
         const TempDir dir;
         Convert(source, dir.path(), ranks);
-        const ModelGroupOptions options{.tensor_parallel = ranks,
-                                        .max_step_tokens = kMaxStepTokens,
-                                        .kv_blocks = 16};
+        const ModelGroupOptions options{
+            .tensor_parallel = ranks, .max_step_tokens = kMaxStepTokens, .kv_blocks = 16};
         const uint64_t seed = random();
-        const StepScheme scheme =
-            DecodeScheme(sequences, {static_cast<int>(prompts[0].tokens.size()),
-                                     static_cast<int>(prompts[1].tokens.size())}, 4, 1);
+        const StepScheme scheme = DecodeScheme(sequences,
+                                               {static_cast<int>(prompts[0].tokens.size()),
+                                                static_cast<int>(prompts[1].tokens.size())},
+                                               4, 1);
         const auto wanted = ModelGroup(source, options).Run(sequences, scheme.steps, seed);
         CHECK(ModelGroup(dir.path(), options).Run(sequences, scheme.steps, seed) == wanted);
       }
