@@ -8,6 +8,7 @@
 #include <vector>
 
 #include "client/model_summary.h"
+#include "common/converted_checkpoint.h"
 #include "common/file.h"
 #include "common/step_plan.h"
 
@@ -30,22 +31,26 @@ StatusOr<ModelConfig> ReadConfig(const ModelInfoOptions& options, bool file_alon
   return ParseModelConfig(json, nullptr);
 }
 
-// Opens and checks the tensors; on a problem its sentence goes to `problems`.
+// Opens and checks the tensors, of a converted directory those of every rank; each problem's
+// sentence goes to `problems`. The checkpoint of rank 0 stays.
 void CheckTensors(const std::string& model_dir, Model* model, std::vector<std::string>* problems) {
-  auto checkpoint = Checkpoint::Open(model_dir);
-  if (!checkpoint.ok()) {
-    problems->push_back(checkpoint.status().message());
-    return;
+  const auto converted = ConvertedRanks(model_dir);
+  Layout layout = model->layout;
+  const int files = converted.ok() && *converted == layout.world() ? *converted : 1;
+  std::unique_ptr<Checkpoint> first;
+  for (layout.rank = 0; layout.rank < files; ++layout.rank) {
+    auto checkpoint = OpenCheckpoint(model_dir, model->config, layout);
+    if (!checkpoint.ok()) problems->push_back(checkpoint.status().message());
+    if (checkpoint.ok() && layout.rank == 0) first = std::move(checkpoint).value();
   }
-  const Status valid = ValidateCheckpoint(model->config, **checkpoint);
-  if (!valid.ok()) problems->push_back(valid.message());
+  if (!first) return;
   auto fingerprint = ModelFingerprint(model_dir);
   if (!fingerprint.ok()) {
     problems->push_back(fingerprint.status().message());
     return;
   }
   model->fingerprint = std::move(fingerprint).value();
-  model->checkpoint = std::move(checkpoint).value();
+  model->checkpoint = std::move(first);
 }
 
 StatusOr<Model> ReadModel(const ModelInfoOptions& options) {

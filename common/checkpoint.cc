@@ -75,6 +75,32 @@ StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir)
   return std::move(list.names);
 }
 
+void Checkpoint::AddFile(std::unique_ptr<SafetensorsFile> file,
+                         std::vector<std::string>* problems) {
+  for (const TensorInfo& tensor : file->tensors()) {
+    const std::vector<int64_t>& shape = tensor.shape;
+    const Entry entry{.info = tensor,
+                      .file = file.get(),
+                      .rows = {0, shape.empty() ? 1 : shape[0]},
+                      .columns = {0, shape.size() == 2 ? shape[1] : 1}};
+    const auto [at, added] = entries_.try_emplace(tensor.name, entry);
+    if (added) continue;
+    problems->push_back(fmt::format("{}: tensor \"{}\" is also in {}; remove one of them",
+                                    file->path(), DisplayText(tensor.name, 200),
+                                    at->second.file->path()));
+  }
+  files_.push_back(std::move(file));
+}
+
+StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::OpenFile(const std::string& path) {
+  HADAL_ASSIGN_OR_RETURN(auto file, SafetensorsFile::Open(path));
+  auto checkpoint = std::make_unique<Checkpoint>();
+  std::vector<std::string> problems;
+  checkpoint->AddFile(std::move(file), &problems);
+  if (problems.empty()) return checkpoint;
+  return DataLoss("{}", fmt::join(problems, "\n"));
+}
+
 StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& model_dir) {
   HADAL_ASSIGN_OR_RETURN(const FileList list, ListFiles(model_dir));
   auto checkpoint = std::make_unique<Checkpoint>();
@@ -85,15 +111,7 @@ StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& model_
       problems.push_back(file.status().message());
       continue;
     }
-    for (const TensorInfo& tensor : (*file)->tensors()) {
-      const auto [at, added] =
-          checkpoint->entries_.try_emplace(tensor.name, Entry{tensor, file->get()});
-      if (added) continue;
-      problems.push_back(fmt::format("{}: tensor \"{}\" is also in {}; remove one of them",
-                                     (*file)->path(), DisplayText(tensor.name, 200),
-                                     at->second.file->path()));
-    }
-    checkpoint->files_.push_back(std::move(file).value());
+    checkpoint->AddFile(std::move(file).value(), &problems);
   }
   if (problems.empty()) {
     for (const auto& [tensor, name] : list.weight_map) {

@@ -46,10 +46,10 @@ void CheckTensor(const ExpectedTensor& expected, const TensorInfo& found,
 
 }  // namespace
 
-Status ValidateCheckpoint(const ModelConfig& config, const Checkpoint& checkpoint) {
+Status ValidateTensors(const std::vector<ExpectedTensor>& expected, const Checkpoint& checkpoint,
+                       const std::function<bool(std::string_view)>& may_be_extra) {
   std::vector<std::string> problems;
   std::set<std::string_view> known;
-  const std::vector<ExpectedTensor> expected = ExpectedTensors(config);
   for (const ExpectedTensor& tensor : expected) {
     known.insert(tensor.name);
     const Checkpoint::Entry* entry = checkpoint.Find(tensor.name);
@@ -60,13 +60,19 @@ Status ValidateCheckpoint(const ModelConfig& config, const Checkpoint& checkpoin
     }
   }
   for (const auto& [name, entry] : checkpoint.entries()) {
-    if (known.count(name) != 0 || IsKnownExtra(config, name)) continue;
+    if (known.count(name) != 0 || may_be_extra(name)) continue;
     problems.push_back(fmt::format("extra: {} in {}", DisplayText(name, 200), entry.file->path()));
   }
   if (problems.empty()) return OkStatus();
   return FailedPrecondition("the checkpoint does not fit its config.json ({} problem{}):\n  {}",
                             problems.size(), problems.size() == 1 ? "" : "s",
                             fmt::join(problems, "\n  "));
+}
+
+Status ValidateCheckpoint(const ModelConfig& config, const Checkpoint& checkpoint) {
+  return ValidateTensors(ExpectedTensors(config), checkpoint, [&](std::string_view name) {
+    return IsKnownExtra(config, name);
+  });
 }
 
 }  // namespace hadal

@@ -26,6 +26,7 @@ struct YarnConfig {
   float mscale = 1;
   float mscale_all_dim = 1;
   int64_t original_seq_len = 4096;
+  bool operator==(const YarnConfig&) const = default;
 };
 
 // One model's shape. Field names are those of DeepSeek's reference; the Hugging Face name is in the
@@ -77,6 +78,7 @@ struct ModelConfig {
   float SoftmaxScale() const;
   // Rotation speeds theta_i, i in [0, qk_rope_head_dim / 2), after YaRN.
   std::vector<float> RopeFrequencies() const;
+  bool operator==(const ModelConfig&) const = default;
 };
 
 // Parses a config of either naming scheme. INVALID_ARGUMENT lists every unknown architecture,

@@ -22,6 +22,14 @@ uint64_t LittleEndian64(const std::byte* bytes) {
   return value;
 }
 
+// Whole pages, outwards: a neighbour's bytes that go along come back from the page cache.
+int AdvisePages(std::span<const std::byte> bytes, int advice) {
+  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
+  const auto first = reinterpret_cast<uintptr_t>(bytes.data()) / page * page;
+  const auto last = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size());
+  return madvise(reinterpret_cast<void*>(first), last - first, advice);
+}
+
 // Closes on every way out.
 class FileDescriptor {
  public:
@@ -82,13 +90,17 @@ std::span<const std::byte> SafetensorsFile::data(const TensorInfo& tensor) const
   return {map_ + data_offset_ + tensor.begin, tensor.end - tensor.begin};
 }
 
-// Whole pages, outwards: a neighbour's bytes that go along come back from the page cache.
+// A kernel older than 5.14 does not know the call; pages then come as they are touched.
+Status SafetensorsFile::Prefetch(std::span<const std::byte> bytes) const {
+  if (bytes.empty() || AdvisePages(bytes, MADV_POPULATE_READ) == 0 || errno == EINVAL) {
+    return OkStatus();
+  }
+  return DataLoss("{}: cannot be read: {}; the disk failed or the file was shortened meanwhile",
+                  path_, std::strerror(errno));
+}
+
 void SafetensorsFile::Release(std::span<const std::byte> bytes) const {
-  if (bytes.empty()) return;
-  const auto page = static_cast<uintptr_t>(sysconf(_SC_PAGESIZE));
-  const auto first = reinterpret_cast<uintptr_t>(bytes.data()) / page * page;
-  const auto last = reinterpret_cast<uintptr_t>(bytes.data() + bytes.size());
-  madvise(reinterpret_cast<void*>(first), last - first, MADV_DONTNEED);
+  if (!bytes.empty()) AdvisePages(bytes, MADV_DONTNEED);
 }
 
 }  // namespace hadal

@@ -11,6 +11,7 @@
 #include <vector>
 
 #include "common/dtype.h"
+#include "common/layout.h"
 #include "common/status.h"
 
 namespace hadal {
@@ -25,6 +26,12 @@ struct TensorInfo {
   uint64_t begin = 0;  // from the start of the file's data section
   uint64_t end = 0;
 };
+
+// Bits of one element of a type that the format knows. REQUIRES: it does.
+int ElementBits(std::string_view dtype_name);
+
+// From dtype_name and shape alone; nothing when the bytes do not fit 64 bits or end inside one.
+std::optional<uint64_t> TensorBytes(const TensorInfo& tensor);
 
 // Parses the header (the JSON after the 8-byte length) of a file whose data section has data_bytes
 // bytes. INVALID_ARGUMENT for anything that is not a valid header; never crashes, never allocates
@@ -45,6 +52,9 @@ class SafetensorsFile {
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   // Valid as long as this object.
   std::span<const std::byte> data(const TensorInfo& tensor) const;
+  // Reads these bytes of data() from the disk at once. DATA_LOSS when the disk fails or another
+  // process has shortened the file; reading them through data() would then be the end of this one.
+  Status Prefetch(std::span<const std::byte> bytes) const;
   // Says that these bytes will not be read again soon: their pages leave this process.
   void Release(std::span<const std::byte> bytes) const;
 
@@ -68,17 +78,33 @@ class Checkpoint {
   // Errors name the file; a tensor in two files, or an index entry without its tensor, is
   // DATA_LOSS.
   static StatusOr<std::unique_ptr<Checkpoint>> Open(const std::string& model_dir);
+  // The tensors of one file.
+  static StatusOr<std::unique_ptr<Checkpoint>> OpenFile(const std::string& path);
 
   struct Entry {
-    TensorInfo info;
+    TensorInfo info;  // of the whole tensor; begin and end are those of data()
     const SafetensorsFile* file = nullptr;
+    // What data() holds of the tensor, row by row: all of it, but for the files of one rank
+    // (converted_checkpoint.h). A one-dimensional tensor has one column.
+    Range rows;
+    Range columns;
     std::span<const std::byte> data() const { return file->data(info); }
+    // REQUIRES: one or two dimensions; row and column are held.
+    const std::byte* At(int64_t row, int64_t column) const {
+      return data().data() + ((row - rows.begin) * columns.size() + column - columns.begin) *
+                                 DTypeSize(*info.dtype);
+    }
   };
   // Null when there is no such tensor.
   const Entry* Find(const std::string& name) const;
   const std::map<std::string, Entry>& entries() const { return entries_; }
+  // Other names for the same files. REQUIRES: every entry's file is one of this checkpoint's.
+  void SetEntries(std::map<std::string, Entry> entries) { entries_ = std::move(entries); }
 
  private:
+  // Appends a problem for each tensor that is there already.
+  void AddFile(std::unique_ptr<SafetensorsFile> file, std::vector<std::string>* problems);
+
   std::vector<std::unique_ptr<SafetensorsFile>> files_;
   std::map<std::string, Entry> entries_;
 };

@@ -13,7 +13,7 @@ namespace {
 using nlohmann::json;
 
 // Bits of one element of every type the format knows.
-const std::map<std::string_view, int>& ElementBits() {
+const std::map<std::string_view, int>& BitsByName() {
   static const std::map<std::string_view, int> kBits = {
       {"BOOL", 8},    {"U8", 8},          {"I8", 8},          {"F8_E4M3", 8}, {"F8_E5M2", 8},
       {"F8_E8M0", 8}, {"F8_E4M3FNUZ", 8}, {"F8_E5M2FNUZ", 8}, {"I16", 16},    {"U16", 16},
@@ -56,7 +56,7 @@ class HeaderHandler : public nlohmann::json_sax<json> {
     if (level_ != 2) return Unexpected("a string");
     if (in_metadata_) return true;
     if (field_ != "dtype") return Unexpected("a string");
-    if (ElementBits().count(value) == 0) {
+    if (BitsByName().count(value) == 0) {
       return Fail(fmt::format("unknown dtype \"{}\"", DisplayText(value, 40)));
     }
     tensors.back().dtype_name = value;
@@ -148,16 +148,6 @@ class HeaderHandler : public nlohmann::json_sax<json> {
   std::vector<int64_t> numbers_;
 };
 
-// Bytes of one tensor, or nothing when they do not fit 64 bits or end inside a byte.
-std::optional<uint64_t> ByteCount(const TensorInfo& tensor) {
-  uint64_t bits = static_cast<uint64_t>(ElementBits().at(tensor.dtype_name));
-  for (const int64_t size : tensor.shape) {
-    if (__builtin_mul_overflow(bits, static_cast<uint64_t>(size), &bits)) return std::nullopt;
-  }
-  if (bits % 8 != 0) return std::nullopt;
-  return bits / 8;
-}
-
 Status CheckTensor(const TensorInfo& tensor, uint64_t data_bytes) {
   const std::string name = DisplayText(tensor.name, 200);
   if (tensor.begin > tensor.end) {
@@ -170,7 +160,7 @@ Status CheckTensor(const TensorInfo& tensor, uint64_t data_bytes) {
         "may be truncated, copy or download it again",
         name, tensor.end, data_bytes);
   }
-  const std::optional<uint64_t> bytes = ByteCount(tensor);
+  const std::optional<uint64_t> bytes = TensorBytes(tensor);
   if (!bytes || *bytes != tensor.end - tensor.begin) {
     return InvalidArgument("tensor \"{}\": shape [{}] of {} does not fill its {} bytes", name,
                            fmt::join(tensor.shape, ", "), tensor.dtype_name,
@@ -213,6 +203,17 @@ Status CheckDuplicates(const std::vector<TensorInfo>& tensors) {
 }
 
 }  // namespace
+
+int ElementBits(std::string_view dtype_name) { return BitsByName().at(dtype_name); }
+
+std::optional<uint64_t> TensorBytes(const TensorInfo& tensor) {
+  uint64_t bits = static_cast<uint64_t>(ElementBits(tensor.dtype_name));
+  for (const int64_t size : tensor.shape) {
+    if (__builtin_mul_overflow(bits, static_cast<uint64_t>(size), &bits)) return std::nullopt;
+  }
+  if (bits % 8 != 0) return std::nullopt;
+  return bits / 8;
+}
 
 StatusOr<std::vector<TensorInfo>> ParseSafetensorsHeader(std::string_view header,
                                                          uint64_t data_bytes) {

@@ -1,7 +1,9 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "common/layout.h"
@@ -50,7 +52,11 @@ TensorSlice SliceForRank(const ModelConfig& config, const ExpectedTensor& tensor
                          const Layout& layout);
 
 // FAILED_PRECONDITION listing every missing, extra, misshaped and wrong-dtype tensor, one a line.
-// Tensors of MTP layers and known extras may be present.
+Status ValidateTensors(const std::vector<ExpectedTensor>& expected, const Checkpoint& checkpoint,
+                       const std::function<bool(std::string_view name)>& may_be_extra);
+
+// ValidateTensors for a Hugging Face checkpoint; tensors of MTP layers and known extras may be
+// present.
 Status ValidateCheckpoint(const ModelConfig& config, const Checkpoint& checkpoint);
 
 }  // namespace hadal

@@ -10,7 +10,7 @@
 #include <numeric>
 #include <random>
 
-#include "common/tensor_inventory.h"
+#include "common/converted_checkpoint.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/probes.h"
 #include "worker/backends.h"
@@ -49,8 +49,8 @@ class ModelBench {
 
   Status Load() {
     HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
-    HADAL_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(options_.model_dir));
-    HADAL_RETURN_IF_ERROR(ValidateCheckpoint(config_, *checkpoint));
+    HADAL_ASSIGN_OR_RETURN(auto checkpoint,
+                           OpenCheckpoint(options_.model_dir, config_, Layout{}));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                   .threads = options_.threads,
                                                   .weights = config_.dtype}));

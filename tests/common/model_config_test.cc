@@ -93,6 +93,10 @@ TEST_CASE("the released models' values in both naming schemes") {
     const ModelConfig reference = Reference(kNames[column]);
     CheckTable(reference, column);
     CHECK(reference.max_seq_len == 16384);
+    const json file = *ReadJsonFile("configs/config_" + kNames[column] + ".json", 1 << 20);
+    CHECK(file.at("max_batch_size") == 8);
+    CHECK(file.at("dtype") == (column < 2 ? "bf16" : "fp8"));
+    CHECK(file.at("mscale") == (column == 0 ? 0.707 : 1.0));
     CHECK(reference.yarn->mscale_all_dim == (column == 0 ? 0.707f : 1.0f));
     const auto parsed = Parse(HfConfig(hugging_face[column]));
     INFO(parsed.status().message());

@@ -2,13 +2,14 @@
 
 #include <bit>
 #include <cmath>
-#include <fstream>
 #include <random>
-#include <stdexcept>
+#include <span>
 #include <vector>
 
 #include <nlohmann/json.hpp>
 
+#include "common/atomic_file.h"
+#include "common/safetensors_writer.h"
 #include "common/tensor_inventory.h"
 
 namespace hadal::testing {
@@ -111,28 +112,12 @@ class TensorWriter {
     const auto number = static_cast<float>(value);
     const uint32_t bits = dtype == DType::kF32    ? std::bit_cast<uint32_t>(number)
                           : dtype == DType::kBF16 ? FloatToBf16(number)
-                                                  : NearestF8(number);
+                                                  : FloatToF8E4M3(number);
     for (int i = 0; i < DTypeSize(dtype); ++i) data->push_back(static_cast<char>(bits >> (8 * i)));
-  }
-
-  // Truncated to three bits of mantissa and clamped to +-448: good enough for random weights.
-  static uint8_t NearestF8(float value) {
-    const uint32_t sign = std::signbit(value) ? 0x80u : 0;
-    const float magnitude = std::fmin(std::fabs(value), 448.0f);
-    if (magnitude < 0.015625f) return static_cast<uint8_t>(sign);
-    const uint32_t bits = std::bit_cast<uint32_t>(magnitude) >> 20;
-    return static_cast<uint8_t>(sign | (bits - (120u << 3)));
   }
 
   std::mt19937_64 random_;
 };
-
-void WriteFile(const std::string& path, const std::string& content) {
-  std::ofstream out(path, std::ios::binary);
-  out << content;
-  out.close();
-  if (!out) throw std::runtime_error("cannot write " + path);
-}
 
 }  // namespace
 
@@ -170,21 +155,24 @@ ModelConfig TinyConfig(DType dtype) {
 }
 
 void WriteTinyCheckpoint(const std::string& dir, const ModelConfig& config, uint64_t seed) {
-  json header = json::object();
-  std::string data;
-  TensorWriter writer(seed);
-  for (const ExpectedTensor& tensor : ExpectedTensors(config)) {
-    const size_t begin = data.size();
-    writer.Append(tensor, &data);
-    header[tensor.name] = {{"dtype", DTypeName(tensor.dtypes.front())},
-                           {"shape", tensor.shape},
-                           {"data_offsets", {begin, data.size()}}};
+  const std::vector<ExpectedTensor> expected = ExpectedTensors(config);
+  std::vector<TensorInfo> tensors;
+  for (const ExpectedTensor& tensor : expected) {
+    tensors.push_back({.name = tensor.name,
+                       .dtype_name = std::string(DTypeName(tensor.dtypes.front())),
+                       .shape = tensor.shape});
   }
-  const std::string text = header.dump();
-  std::string file;
-  for (int i = 0; i < 8; ++i) file.push_back(static_cast<char>(uint64_t{text.size()} >> (8 * i)));
-  WriteFile(dir + "/config.json", ConfigJson(config).dump(2));
-  WriteFile(dir + "/model.safetensors", file + text + data);
+  const std::string prefix = LayOutSafetensors("pt", &tensors);
+  WriteFileAtomically(dir + "/config.json", ConfigJson(config).dump(2));
+  AtomicFile file(dir + "/model.safetensors");
+  file.WriteAt(0, std::as_bytes(std::span(prefix)));
+  TensorWriter writer(seed);
+  for (size_t i = 0; i < tensors.size(); ++i) {
+    std::string data;
+    writer.Append(expected[i], &data);
+    file.WriteAt(prefix.size() + tensors[i].begin, std::as_bytes(std::span(data)));
+  }
+  file.Commit();
 }
 
 }  // namespace hadal::testing

@@ -13,7 +13,7 @@ ModelConfig TinyConfig(DType dtype);
 
 // Writes `config` as config.json (Hugging Face names) and random weights as model.safetensors into an
 // existing directory. The same seed gives the same bytes. Logits of such a model are of order one.
-// Throws std::runtime_error when a file cannot be written.
+// Throws std::system_error when a file cannot be written.
 void WriteTinyCheckpoint(const std::string& dir, const ModelConfig& config, uint64_t seed);
 
 }  // namespace hadal::testing

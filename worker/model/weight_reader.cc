@@ -28,8 +28,6 @@ bool HasNonFinite(const std::byte* data, int64_t count, DType dtype) {
   return bad != 0;
 }
 
-int64_t Columns(const TensorInfo& info) { return info.shape.size() == 2 ? info.shape[1] : 1; }
-
 }  // namespace
 
 WeightReader::WeightReader(const ModelConfig& config, const Checkpoint* checkpoint, Backend* backend,
@@ -62,11 +60,8 @@ DType WeightReader::MatrixDType(const std::string& name) const {
 }
 
 void WeightReader::CheckValues(const Checkpoint::Entry& entry, Range rows, Range columns) {
-  const int64_t size = DTypeSize(*entry.info.dtype);
-  const int64_t stride = Columns(entry.info);
   for (int64_t r = rows.begin; r < rows.end; ++r) {
-    const std::byte* row = entry.data().data() + (r * stride + columns.begin) * size;
-    if (!HasNonFinite(row, columns.size(), *entry.info.dtype)) continue;
+    if (!HasNonFinite(entry.At(r, columns.begin), columns.size(), *entry.info.dtype)) continue;
     status_ = DataLoss("{}: tensor {} holds a NaN or an infinity in row {}; the file is damaged or was "
                        "written wrongly, fetch it again",
                        entry.file->path(), entry.info.name, r);
@@ -78,22 +73,20 @@ bool WeightReader::ToSource(const MatrixPiece& piece, WeightSource* source) {
   const Checkpoint::Entry* entry = Find(piece.name + ".weight");
   CheckValues(*entry, piece.rows, piece.columns);
   if (!status_.ok()) return false;
-  const int64_t stride = entry->info.shape[1];
-  *source = {.data = entry->data().data() +
-                     (piece.rows.begin * stride + piece.columns.begin) * DTypeSize(*entry->info.dtype),
+  *source = {.data = entry->At(piece.rows.begin, piece.columns.begin),
              .dtype = *entry->info.dtype,
              .n = piece.transposed ? piece.columns.size() : piece.rows.size(),
              .k = piece.transposed ? piece.rows.size() : piece.columns.size(),
-             .row_stride = stride,
+             .row_stride = entry->columns.size(),
              .transposed = piece.transposed};
   if (source->dtype != DType::kF8E4M3) return true;
   const Checkpoint::Entry* scale = Find(piece.name + ".weight_scale_inv");
-  CheckValues(*scale, {0, scale->info.shape[0]}, {0, scale->info.shape[1]});
+  CheckValues(*scale, scale->rows, scale->columns);
   source->scale = reinterpret_cast<const float*>(scale->data().data());
-  source->scale_stride = scale->info.shape[1];
+  source->scale_stride = scale->columns.size();
   source->scale_block = config_.scale_block;
-  source->row_offset = piece.rows.begin;
-  source->col_offset = piece.columns.begin;
+  source->row_offset = piece.rows.begin - scale->rows.begin * config_.scale_block;
+  source->col_offset = piece.columns.begin - scale->columns.begin * config_.scale_block;
   return status_.ok();
 }
 
@@ -129,9 +122,9 @@ void WeightReader::CountMatrices(const std::vector<MatrixPieces>& matrices) {
 void WeightReader::Release(const MatrixPieces& pieces) {
   for (const MatrixPiece& piece : pieces) {
     const Checkpoint::Entry* entry = Find(piece.name + ".weight");
-    const int64_t row_bytes = entry->info.shape[1] * DTypeSize(*entry->info.dtype);
-    entry->file->Release(
-        entry->data().subspan(piece.rows.begin * row_bytes, piece.rows.size() * row_bytes));
+    const int64_t row_bytes = entry->columns.size() * DTypeSize(*entry->info.dtype);
+    entry->file->Release({entry->At(piece.rows.begin, entry->columns.begin),
+                          static_cast<size_t>(piece.rows.size() * row_bytes)});
   }
 }
 
@@ -142,7 +135,7 @@ std::unique_ptr<DeviceBuffer> WeightReader::Floats(const std::string& name, int6
     return nullptr;
   }
   const Checkpoint::Entry* entry = Find(name);
-  CheckValues(*entry, {0, entry->info.shape[0]}, {0, Columns(entry->info)});
+  CheckValues(*entry, entry->rows, entry->columns);
   std::vector<float> values(count);
   if (*entry->info.dtype == DType::kF32) {
     std::memcpy(values.data(), entry->data().data(), bytes);
@@ -170,7 +163,7 @@ std::unique_ptr<DeviceBuffer> WeightReader::Table(const std::string& name, Range
   }
   const Checkpoint::Entry* entry = Find(name);
   CheckValues(*entry, rows, {0, columns});
-  const auto slice = entry->data().subspan(rows.begin * row_bytes, bytes);
+  const std::span slice(entry->At(rows.begin, 0), static_cast<size_t>(bytes));
   auto buffer = backend_->Allocate(bytes);
   backend_->CopyToDevice(buffer->data, slice.data(), bytes);
   entry->file->Release(slice);

@@ -9,7 +9,7 @@
 #include <stdexcept>
 #include <thread>
 
-#include "common/tensor_inventory.h"
+#include "common/converted_checkpoint.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "worker/comm/thread_communicator.h"
 
@@ -49,15 +49,14 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
   auto config = LoadModelConfig(model_dir);
   ThrowIfError(config.status());
   config_ = *config;
-  auto checkpoint = Checkpoint::Open(model_dir);
-  ThrowIfError(checkpoint.status());
-  ThrowIfError(ValidateCheckpoint(config_, **checkpoint));
   const int world = options.tensor_parallel * options.data_parallel;
   comms_ = MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
   backends_.resize(world);
   models_.resize(world);
   RunRanks(world, [&](int rank) {
     ThrowIfError(ValidateLayout(config_, layout(rank)));
+    auto checkpoint = OpenCheckpoint(model_dir, config_, layout(rank));
+    ThrowIfError(checkpoint.status());
     auto backend = MakeCpuBackend({.threads = options_.threads, .isa = options_.isa});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <span>
+#include <string>
+#include <string_view>
+
+namespace hadal {
+
+// A file that appears under its name whole or not at all. It is written as NAME.partial next to it;
+// one that a killed process left behind is overwritten. Errors of the machine (no space, no
+// permission) are thrown as std::system_error naming the file.
+class AtomicFile {
+ public:
+  static constexpr std::string_view kSuffix = ".partial";
+
+  explicit AtomicFile(std::string path);
+  // Without Commit() nothing stays.
+  ~AtomicFile();
+  AtomicFile(const AtomicFile&) = delete;
+  AtomicFile& operator=(const AtomicFile&) = delete;
+
+  // In any order, from any thread. The disk begins to write at once, so that Commit() has little
+  // left to wait for.
+  void WriteAt(uint64_t offset, std::span<const std::byte> bytes);
+  // On return bytes and name have reached the disk.
+  void Commit();
+
+ private:
+  [[noreturn]] void Fail() const;
+
+  const std::string path_;
+  const std::string temporary_;
+  int fd_ = -1;
+};
+
+void WriteFileAtomically(const std::string& path, std::string_view content);
+
+}  // namespace hadal
