@@ -19,9 +19,9 @@ struct GemmRows {
   char* row(int64_t i) const { return data + i * stride; }
 };
 
-// Bytes between rows for `w`: an odd number of cache lines, so that equal columns of consecutive
-// rows do not compete for the same cache set.
-int64_t GemmRowStride(const CpuPackedWeight& w, const GemmKernels& kernels);
+// Room for `rows` rows, and for what the kernels read behind them.
+GemmRows AllocateGemmRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
+                          ScratchArena& arena);
 // Fills one row from w.k floats.
 void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x,
                     char* row);
@@ -36,7 +36,7 @@ struct GemmJob {
 };
 
 // Runs independent products, spread over the pool together.
-void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context);
+void RunGemmJobs(const GemmJob* jobs, int count, const GemmKernels& kernels, CpuContext& context);
 // One product on the calling thread.
 void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch);
 

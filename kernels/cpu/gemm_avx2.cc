@@ -165,13 +165,16 @@ void Round(const float* x, int64_t n, void* out) {
   }
 }
 
+constexpr GemmShape kShape = {
+    .max_rows = kMaxRows, .row_unit = 1, .max_panels = {1, 4, 2, 2, 1, 1, 1}};
+
 }  // namespace
 
 const GemmKernels kGemmAvx2 = {
-    .max_rows = kMaxRows,
-    .max_panels = {1, 4, 2, 2, 1, 1, 1},
     .bf16_activations = false,
+    .bf16_shape = kShape,
     .bf16 = Bf16,
+    .f32_shape = kShape,
     .f32 = F32,
     .f8_rows = 0,
     .f8 = nullptr,

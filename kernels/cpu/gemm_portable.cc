@@ -110,13 +110,16 @@ void Round(const float* x, int64_t n, void* out) {
   for (int64_t i = 0; i < n; ++i) rounded[i] = Bf16ToFloat(FloatToBf16(x[i]));
 }
 
+constexpr GemmShape kShape = {
+    .max_rows = 8, .row_unit = 1, .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1}};
+
 }  // namespace
 
 const GemmKernels kGemmPortable = {
-    .max_rows = 8,
-    .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1},
     .bf16_activations = false,
+    .bf16_shape = kShape,
     .bf16 = Bf16,
+    .f32_shape = kShape,
     .f32 = F32,
     .f8_rows = 0,
     .f8 = nullptr,

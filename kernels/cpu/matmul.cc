@@ -21,15 +21,14 @@ void MatMul(const MatMulParams& p, CpuContext& context) {
   const GemmKernels& kernels = GemmKernelsFor(context.isa);
   const auto* x = static_cast<const float*>(p.x);
   ScratchArena::Scope scope(context.shared);
-  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-  rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+  const GemmRows rows = AllocateGemmRows(w, kernels, p.m, context.shared);
   context.pool->ParallelFor(p.m, ConvertRowsGrain(w.k), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       ConvertGemmRow(w, kernels, x + i * p.x_stride, rows.row(i));
     }
   });
   const GemmJob job{&w, rows, p.m, static_cast<float*>(p.y), p.y_stride};
-  RunGemmJobs(&job, 1, context);
+  RunGemmJobs(&job, 1, kernels, context);
 }
 
 void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
@@ -41,8 +40,7 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
   auto* jobs = context.shared.Allocate<GemmJob>(p.heads);
   for (int h = 0; h < p.heads; ++h) {
     const auto& w = static_cast<const CpuPackedWeight&>(*p.w[h]);
-    GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-    rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+    const GemmRows rows = AllocateGemmRows(w, kernels, p.m, context.shared);
     jobs[h] = {&w, rows, p.m, y + h * p.y_head_stride, p.y_stride};
   }
   const int64_t grain = ConvertRowsGrain(jobs[0].w->k);
@@ -53,7 +51,7 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
                      jobs[h].x.row(row));
     }
   });
-  RunGemmJobs(jobs, p.heads, context);
+  RunGemmJobs(jobs, p.heads, kernels, context);
 }
 
 void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& weight, float* y,
@@ -61,8 +59,7 @@ void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& w
   const auto& w = static_cast<const CpuPackedWeight&>(weight);
   const GemmKernels& kernels = GemmKernelsFor(isa);
   ScratchArena::Scope scope(scratch);
-  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-  rows.data = scratch.Allocate<char>(rows.stride * m);
+  const GemmRows rows = AllocateGemmRows(w, kernels, m, scratch);
   for (int i = 0; i < m; ++i) ConvertGemmRow(w, kernels, x + i * x_stride, rows.row(i));
   RunGemmSerial({&w, rows, m, y, y_stride}, kernels, scratch);
 }

@@ -22,12 +22,6 @@ const ExpertRows& ExpertOf(const ExpertRows* experts, int count, int64_t row) {
   return *(after - 1);
 }
 
-GemmRows AllocateRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
-                      ScratchArena& arena) {
-  const int64_t stride = GemmRowStride(w, kernels);
-  return {arena.Allocate<char>(stride * rows), stride};
-}
-
 }  // namespace
 
 void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
@@ -44,8 +38,8 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
     if (rows == 0) continue;
     const auto* w13 = static_cast<const CpuPackedWeight*>(p.w13[e]);
     const auto* w2 = static_cast<const CpuPackedWeight*>(p.w2[e]);
-    experts[count] = {w13, w2, begin, rows, AllocateRows(*w13, kernels, rows, arena),
-                      AllocateRows(*w2, kernels, rows, arena)};
+    experts[count] = {w13, w2, begin, rows, AllocateGemmRows(*w13, kernels, rows, arena),
+                      AllocateGemmRows(*w2, kernels, rows, arena)};
     jobs[count] = {w13, experts[count].x, rows, gate_up + begin * 2 * p.width, 2 * p.width};
     ++count;
   }
@@ -57,7 +51,7 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
       ConvertGemmRow(*e.w13, kernels, x + p.row_token[r] * p.dim, e.x.row(r - e.begin));
     }
   });
-  RunGemmJobs(jobs, count, context);
+  RunGemmJobs(jobs, count, kernels, context);
 
   context.pool->ParallelFor(p.rows, 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
@@ -72,7 +66,7 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
     const ExpertRows& e = experts[i];
     jobs[i] = {e.w2, e.hidden, e.rows, out + e.begin * p.dim, p.dim};
   }
-  RunGemmJobs(jobs, count, context);
+  RunGemmJobs(jobs, count, kernels, context);
 }
 
 }  // namespace hadal
