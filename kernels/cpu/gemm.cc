@@ -261,8 +261,9 @@ void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const 
   std::memset(row + at * size, 0, static_cast<size_t>((w.steps * 2 - at) * size));
 }
 
-void RunGemmJobs(const GemmJob* jobs, int count, const GemmKernels& kernels, CpuContext& context) {
+void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
   if (count == 0) return;
+  const GemmKernels& kernels = *context.gemm;
   ScratchArena::Scope scope(context.shared);
   auto* tilings = context.shared.Allocate<Tiling>(count);
   auto* first_tile = context.shared.Allocate<int64_t>(count + 1);

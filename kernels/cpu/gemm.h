@@ -8,8 +8,6 @@
 
 namespace hadal {
 
-const GemmKernels& GemmKernelsFor(CpuIsa isa);
-
 // Rows of activations in the form that the kernels of one weight read: rounded to bf16 unless the
 // weight is F32, zeros inserted where the packed weight has them, padded to whole steps.
 struct GemmRows {
@@ -36,7 +34,7 @@ struct GemmJob {
 };
 
 // Runs independent products, spread over the pool together.
-void RunGemmJobs(const GemmJob* jobs, int count, const GemmKernels& kernels, CpuContext& context);
+void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context);
 // One product on the calling thread.
 void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch);
 

@@ -11,6 +11,7 @@ namespace {
 
 const GemmKernels kGemmAmx = {
     .bf16_activations = true,
+    .bf16_attention = true,
     .bf16_shape = kTileShape,
     .bf16 = TileGemm,
     .f32_shape = kGemmShapeAvx512,

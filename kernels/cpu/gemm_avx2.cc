@@ -172,6 +172,7 @@ constexpr GemmShape kShape = {
 
 const GemmKernels kGemmAvx2 = {
     .bf16_activations = false,
+    .bf16_attention = false,
     .bf16_shape = kShape,
     .bf16 = Bf16,
     .f32_shape = kShape,

@@ -227,6 +227,7 @@ void ExpandF8Avx512(const uint8_t* codes, int64_t count, uint16_t* out) {
 
 const GemmKernels kGemmAvx512 = {
     .bf16_activations = false,
+    .bf16_attention = false,
     .bf16_shape = kGemmShapeAvx512,
     .bf16 = Bf16,
     .f32_shape = kGemmShapeAvx512,

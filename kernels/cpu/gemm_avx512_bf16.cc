@@ -72,6 +72,7 @@ void RoundToBf16Avx512(const float* x, int64_t n, void* out) {
 
 const GemmKernels kGemmAvx512Bf16 = {
     .bf16_activations = true,
+    .bf16_attention = false,
     .bf16_shape = kGemmShapeAvx512,
     .bf16 = Bf16,
     .f32_shape = kGemmShapeAvx512,

@@ -49,6 +49,7 @@ struct GemmShape {
 
 struct GemmKernels {
   bool bf16_activations;                 // operand a of `bf16`: pairs of bf16, else pairs of float
+  bool bf16_attention;                   // so fast that prefill attention should use `bf16` too
   GemmShape bf16_shape;
   GemmFn bf16;
   GemmShape f32_shape;

@@ -117,6 +117,7 @@ constexpr GemmShape kShape = {
 
 const GemmKernels kGemmPortable = {
     .bf16_activations = false,
+    .bf16_attention = false,
     .bf16_shape = kShape,
     .bf16 = Bf16,
     .f32_shape = kShape,

@@ -18,7 +18,7 @@ int64_t ConvertRowsGrain(int64_t k) {
 void MatMul(const MatMulParams& p, CpuContext& context) {
   if (p.m == 0) return;
   const auto& w = static_cast<const CpuPackedWeight&>(*p.w);
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   const auto* x = static_cast<const float*>(p.x);
   ScratchArena::Scope scope(context.shared);
   const GemmRows rows = AllocateGemmRows(w, kernels, p.m, context.shared);
@@ -28,12 +28,12 @@ void MatMul(const MatMulParams& p, CpuContext& context) {
     }
   });
   const GemmJob job{&w, rows, p.m, static_cast<float*>(p.y), p.y_stride};
-  RunGemmJobs(&job, 1, kernels, context);
+  RunGemmJobs(&job, 1, context);
 }
 
 void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
   if (p.m == 0 || p.heads == 0) return;
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   const auto* x = static_cast<const float*>(p.x);
   auto* y = static_cast<float*>(p.y);
   ScratchArena::Scope scope(context.shared);
@@ -51,13 +51,12 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
                      jobs[h].x.row(row));
     }
   });
-  RunGemmJobs(jobs, p.heads, kernels, context);
+  RunGemmJobs(jobs, p.heads, context);
 }
 
 void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& weight, float* y,
-                  int64_t y_stride, CpuIsa isa, ScratchArena& scratch) {
+                  int64_t y_stride, const GemmKernels& kernels, ScratchArena& scratch) {
   const auto& w = static_cast<const CpuPackedWeight&>(weight);
-  const GemmKernels& kernels = GemmKernelsFor(isa);
   ScratchArena::Scope scope(scratch);
   const GemmRows rows = AllocateGemmRows(w, kernels, m, scratch);
   for (int i = 0; i < m; ++i) ConvertGemmRow(w, kernels, x + i * x_stride, rows.row(i));

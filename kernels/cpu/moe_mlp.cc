@@ -26,7 +26,7 @@ const ExpertRows& ExpertOf(const ExpertRows* experts, int count, int64_t row) {
 
 void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
   if (p.rows == 0) return;
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   ScratchArena::Scope scope(context.shared);
   ScratchArena& arena = context.shared;
   auto* experts = arena.Allocate<ExpertRows>(p.experts);
@@ -51,7 +51,7 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
       ConvertGemmRow(*e.w13, kernels, x + p.row_token[r] * p.dim, e.x.row(r - e.begin));
     }
   });
-  RunGemmJobs(jobs, count, kernels, context);
+  RunGemmJobs(jobs, count, context);
 
   context.pool->ParallelFor(p.rows, 4, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
@@ -66,7 +66,7 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
     const ExpertRows& e = experts[i];
     jobs[i] = {e.w2, e.hidden, e.rows, out + e.begin * p.dim, p.dim};
   }
-  RunGemmJobs(jobs, count, kernels, context);
+  RunGemmJobs(jobs, count, context);
 }
 
 }  // namespace hadal
