@@ -7,7 +7,8 @@ namespace hadal {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when rows are few
+constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
+constexpr int64_t kBlocksTileBytes = 1024 * 1024;  // when several do
 constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
 constexpr int64_t kSliceBytes = 24 * 1024;  // weights that stay in the first-level cache
 constexpr int64_t kAheadBytes = 8 * 1024;   // fetched before use where weights are read once
@@ -57,10 +58,13 @@ Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, i
   t.row_tiles = CeilDiv(job.rows, HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows);
   t.rows = RoundUp(CeilDiv(job.rows, t.row_tiles), shape.row_unit);
   const int64_t group = GroupPanels(shape, t.rows);
-  // Enough tiles to keep all threads busy to the end, each worth its start.
-  const int64_t wanted = CeilDiv(int64_t{4} * threads, t.row_tiles * jobs);
-  const int64_t by_bytes = kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
-  t.panels = std::min(job.rows > shape.max_rows ? group : by_bytes, job.w->panels / wanted);
+  // Enough tiles to keep all threads busy to the end, each worth its start. Row tiles that share
+  // panels take few at a time, so that they come from a cache.
+  const bool blocks = job.rows > shape.max_rows;
+  const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
+  const int64_t bytes = blocks ? kBlocksTileBytes : kTileBytes;
+  const int64_t by_bytes = bytes / std::max<int64_t>(job.w->panel_bytes, 1);
+  t.panels = std::min(t.row_tiles > 1 ? group : by_bytes, job.w->panels / wanted);
   t.panels = std::max(t.panels / group * group, group);
   t.panel_tiles = CeilDiv(job.w->panels, t.panels);
   return t;
