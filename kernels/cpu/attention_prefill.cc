@@ -10,9 +10,9 @@
 
 // A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
 // row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query
-// meets its keys in the same pieces and order whatever chunk it came in. Scores and sums are made in
-// float, or on bf16 operands (HalfAttention) where the kernels ask for it and the weights are not
-// F32.
+// meets its keys in the same pieces and order whatever chunk it came in. Scores and sums are made
+// in float, or on bf16 operands (HalfAttention) where the kernels ask for it and the weights are
+// not F32.
 
 namespace hadal {
 namespace {

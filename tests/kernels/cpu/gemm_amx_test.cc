@@ -75,7 +75,8 @@ TEST_CASE("a row of tiles has the same bits alone, in any batch and at any place
       CHECK(SameBits(part, testing::Rows(whole, n, first, m)));
       std::vector<float> serial(part.size());
       ScratchArena arena;
-      MatMulSerial(x.data() + first * k, k, m, *packed, serial.data(), n, kGemmEmulatedTiles, arena);
+      MatMulSerial(x.data() + first * k, k, m, *packed, serial.data(), n, kGemmEmulatedTiles,
+                   arena);
       CHECK(SameBits(serial, part));
     }
   }
