@@ -1,14 +1,18 @@
 #include <algorithm>
 #include <cstring>
 #include <limits>
+#include <optional>
 
 #include "kernels/cpu/attention_cache.h"
+#include "kernels/cpu/attention_half.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
 
 // A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
 // row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query
-// meets its keys in the same pieces and order whatever chunk it came in.
+// meets its keys in the same pieces and order whatever chunk it came in. Scores and sums are made
+// in float, or on bf16 operands (HalfAttention) where the kernels ask for it and the weights are
+// not F32.
 
 namespace hadal {
 namespace {
@@ -27,7 +31,10 @@ class PrefillAttention {
  public:
   PrefillAttention(const MlaPrefillParams& p, CpuContext& context)
       : p_(p), context_(context), kernels_(VectorKernelsFor(context.isa)),
-        qk_dim_(p.nope_dim + p.rope_dim), v_stride_(PaddedFloats(p.v_dim, kernels_)),
+        half_(context.gemm->bf16_attention && p.w_uk[0]->dtype != DType::kF32),
+        qk_dim_(p.nope_dim + p.rope_dim),
+        v_stride_(half_ ? (p.v_dim + kPanel - 1) / kPanel * kPanel
+                        : PaddedFloats(p.v_dim, kernels_)),
         latent_dim_(p.latent_rank + p.rope_dim), latent_stride_(PaddedStride(latent_dim_)),
         cache_{p.cache, p.cache_dtype, latent_dim_, kernels_} {}
 
@@ -38,6 +45,10 @@ class PrefillAttention {
     const int64_t first_pos = int64_t{unit.row->start_pos} + unit.begin;
     const int64_t end_pos = int64_t{unit.row->start_pos} + unit.end;
     ReadQueries(unit, b.q);
+    if (half_) {
+      b.half.emplace(*context_.gemm, kernels_, qk_dim_, v_stride_, unit.end - unit.begin, arena);
+      b.half->SetQueries(b.q, unit.end - unit.begin);
+    }
     for (int64_t first = 0; first < end_pos; first += kScoreTile) {
       const int keys = static_cast<int>(std::min<int64_t>(kScoreTile, end_pos - first));
       MakeTile(unit, first, keys, b, arena);
@@ -60,9 +71,12 @@ class PrefillAttention {
     float* values;  // [kScoreTile][v_stride]
     float* s;       // [block][kScoreTile]
     float* alpha;   // [block]
+    std::optional<HalfAttention> half;
   };
 
-  int BlockRows() const { return kernels_.query_rows * kQueryBlocks; }
+  int BlockRows() const {
+    return half_ ? context_.gemm->bf16_shape.max_rows : kernels_.query_rows * kQueryBlocks;
+  }
 
   Buffers Allocate(int64_t queries, ScratchArena& arena) const {
     Buffers b{};
@@ -92,21 +106,25 @@ class PrefillAttention {
   }
 
   // Keys and values of the positions first .. first + keys; rows behind them are zero.
-  void MakeTile(const Unit& unit, int64_t first, int keys, const Buffers& b,
+  void MakeTile(const Unit& unit, int64_t first, int keys, Buffers& b,
                 ScratchArena& arena) const {
     cache_.ReadTile(p_.rows.block_tables + unit.row->first_block, first, keys, b.latent,
                     latent_stride_);
     MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uk)[unit.head], b.keys, qk_dim_,
-                 context_.isa, arena);
+                 *context_.gemm, arena);
     MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uv)[unit.head], b.values,
-                 v_stride_, context_.isa, arena);
+                 v_stride_, *context_.gemm, arena);
     for (int j = 0; j < keys; ++j) {
       std::memcpy(b.keys + j * qk_dim_ + p_.nope_dim,
                   b.latent + j * latent_stride_ + p_.latent_rank,
                   static_cast<size_t>(p_.rope_dim) * sizeof(float));
     }
     std::fill(b.keys + keys * qk_dim_, b.keys + kScoreTile * qk_dim_, 0.0f);
-    kernels_.transpose_keys(b.keys, qk_dim_, qk_dim_, b.keys_t);
+    if (half_) {
+      b.half->SetTile(b.keys, b.values);
+    } else {
+      kernels_.transpose_keys(b.keys, qk_dim_, qk_dim_, kernels_.key_group, b.keys_t);
+    }
   }
 
   // Query i of the unit sees the first `offset` + i + 1 keys of the tile.
@@ -114,10 +132,19 @@ class PrefillAttention {
     const int groups = (keys + kernels_.key_group - 1) / kernels_.key_group;
     for (int i = begin; i < end; i += BlockRows()) {
       const int rows = std::min(BlockRows(), end - i);
-      kernels_.score_tile(b.q + i * qk_dim_, rows, qk_dim_, b.keys_t, groups, b.s);
+      float* o = b.o + i * v_stride_;
+      if (half_) {
+        b.half->Score(i, rows, b.s);
+      } else {
+        kernels_.score_tile(b.q + i * qk_dim_, rows, qk_dim_, b.keys_t, groups, b.s);
+      }
       kernels_.softmax_tile(b.s, rows, offset + i + 1, 1, p_.scale, b.m + i, b.l + i, b.alpha);
-      kernels_.weighted_sum(b.s, b.alpha, rows, b.values, v_stride_, keys, b.o + i * v_stride_,
-                            v_stride_, v_stride_);
+      if (half_) {
+        b.half->AddValues(b.s, b.alpha, rows, o);
+      } else {
+        kernels_.weighted_sum(b.s, b.alpha, rows, b.values, v_stride_, keys, o, v_stride_,
+                              v_stride_);
+      }
     }
   }
 
@@ -134,6 +161,7 @@ class PrefillAttention {
   const MlaPrefillParams& p_;
   CpuContext& context_;
   const VectorKernels& kernels_;
+  const bool half_;  // products on bf16
   const int64_t qk_dim_;
   const int64_t v_stride_;
   const int64_t latent_dim_;

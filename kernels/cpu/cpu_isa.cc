@@ -1,6 +1,8 @@
 #include "kernels/cpu/cpu_isa.h"
 
 #include <cpuid.h>
+#include <sys/syscall.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <cstdint>
@@ -34,8 +36,15 @@ bool HalfRateBf16() {
   return vendor.ebx == 0x756e6547 && vendor.edx == 0x49656e69 && vendor.ecx == 0x6c65746e;
 }
 
+// Linux gives a process the tile registers on request, for all of its threads, those running and
+// those to come.
+bool MayUseTiles() {
+  constexpr long kRequestPermission = 0x1023, kTileData = 18;  // ARCH_REQ_XCOMP_PERM
+  return syscall(SYS_arch_prctl, kRequestPermission, kTileData) == 0;
+}
+
 std::vector<CpuIsa> Detect() {
-  constexpr uint64_t kYmmState = 0x6, kZmmState = 0xe6;
+  constexpr uint64_t kYmmState = 0x6, kZmmState = 0xe6, kTileState = 0x60000;
   std::vector<CpuIsa> isas = {CpuIsa::kPortable};
   const Registers basic = CpuId(1, 0);
   const bool osxsave = Bit(basic.ecx, 27);
@@ -48,9 +57,10 @@ std::vector<CpuIsa> Detect() {
                       Bit(extended.ebx, 31);  // F, DQ, BW, VL
   if ((saved & kZmmState) != kZmmState || !avx512) return isas;
   isas.push_back(CpuIsa::kAvx512);
-  if (Bit(CpuId(7, 1).eax, 5)) {
-    isas.insert(HalfRateBf16() ? isas.end() - 1 : isas.end(), CpuIsa::kAvx512Bf16);
-  }
+  if (!Bit(CpuId(7, 1).eax, 5)) return isas;
+  isas.insert(HalfRateBf16() ? isas.end() - 1 : isas.end(), CpuIsa::kAvx512Bf16);
+  const bool amx = Bit(extended.edx, 22) && Bit(extended.edx, 24);  // BF16, TILE
+  if ((saved & kTileState) == kTileState && amx && MayUseTiles()) isas.push_back(CpuIsa::kAmx);
   return isas;
 }
 

@@ -7,11 +7,15 @@ namespace hadal {
 namespace {
 
 constexpr int64_t kLine = 64;
-constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when rows are few
-constexpr int64_t kTileRows = 128;
+constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
+constexpr int64_t kBlocksTileBytes = 1024 * 1024;  // when several do
+constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
 constexpr int64_t kSliceBytes = 24 * 1024;  // weights that stay in the first-level cache
+constexpr int64_t kAheadBytes = 8 * 1024;   // fetched before use where weights are read once
+static_assert(kSliceBytes / kLine / 8 % kStepUnit == 0);
 
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+constexpr int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 bool HalfActivations(const CpuPackedWeight& w, const GemmKernels& kernels) {
   return w.dtype != DType::kF32 && kernels.bf16_activations;
@@ -19,6 +23,10 @@ bool HalfActivations(const CpuPackedWeight& w, const GemmKernels& kernels) {
 
 int64_t StepBytes(const CpuPackedWeight& w, const GemmKernels& kernels) {
   return w.dtype == DType::kF32 || HalfActivations(w, kernels) ? 4 : 8;
+}
+
+const GemmShape& ShapeFor(const CpuPackedWeight& w, const GemmKernels& kernels) {
+  return w.dtype == DType::kF32 ? kernels.f32_shape : kernels.bf16_shape;
 }
 
 // Rows [row, row + rows) and panels [panel, panel + panels) of a job.
@@ -39,20 +47,24 @@ struct Tiling {
   int64_t count() const { return row_tiles * panel_tiles; }
 };
 
-int GroupPanels(const GemmKernels& kernels, int64_t rows) {
-  const int64_t blocks = CeilDiv(rows, kernels.max_rows);
-  return kernels.max_panels[CeilDiv(rows, blocks)];
+int GroupPanels(const GemmShape& shape, int64_t rows) {
+  const int64_t blocks = CeilDiv(rows, shape.max_rows);
+  return shape.max_panels[CeilDiv(rows, blocks)];
 }
 
 Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, int jobs) {
+  const GemmShape& shape = ShapeFor(*job.w, kernels);
   Tiling t;
-  t.row_tiles = CeilDiv(job.rows, kTileRows);
-  t.rows = CeilDiv(job.rows, t.row_tiles);
-  const int64_t group = GroupPanels(kernels, t.rows);
-  // Enough tiles to keep all threads busy to the end, each worth its start.
-  const int64_t wanted = CeilDiv(int64_t{4} * threads, t.row_tiles * jobs);
-  const int64_t by_bytes = kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
-  t.panels = std::min(job.rows > kernels.max_rows ? group : by_bytes, job.w->panels / wanted);
+  t.row_tiles = CeilDiv(job.rows, HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows);
+  t.rows = RoundUp(CeilDiv(job.rows, t.row_tiles), shape.row_unit);
+  const int64_t group = GroupPanels(shape, t.rows);
+  // Enough tiles to keep all threads busy to the end, each worth its start. Row tiles that share
+  // panels take few at a time, so that they come from a cache.
+  const bool blocks = job.rows > shape.max_rows;
+  const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
+  const int64_t bytes = blocks ? kBlocksTileBytes : kTileBytes;
+  const int64_t by_bytes = bytes / std::max<int64_t>(job.w->panel_bytes, 1);
+  t.panels = std::min(t.row_tiles > 1 ? group : by_bytes, job.w->panels / wanted);
   t.panels = std::max(t.panels / group * group, group);
   t.panel_tiles = CeilDiv(job.w->panels, t.panels);
   return t;
@@ -65,16 +77,21 @@ Tile TileAt(const GemmJob& job, const Tiling& t, int64_t index) {
           std::min(t.panels, job.w->panels - panel)};
 }
 
-// One slice of steps of a few panels, for all rows of a tile in blocks of nearly equal height.
-void RunRowBlocks(GemmBlock block, GemmFn fn, int64_t rows, int64_t max_rows) {
-  const int64_t blocks = CeilDiv(rows, max_rows);
-  const char* a = static_cast<const char*>(block.a);
-  float* c = block.c;
+// One slice of steps of a few panels, for all rows of a tile in blocks of nearly equal height, each
+// of which fetches its share of the lines ahead.
+void RunRowBlocks(const GemmBlock& slice, GemmFn fn, int64_t rows, const GemmShape& shape) {
+  const int64_t blocks = CeilDiv(rows, shape.max_rows);
+  const auto cut = [&](int64_t i) {
+    return std::min(RoundUp(rows * i / blocks, shape.row_unit), rows);
+  };
+  GemmBlock block = slice;
   for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t begin = rows * i / blocks;
-    block.rows = static_cast<int>(rows * (i + 1) / blocks - begin);
-    block.a = a + begin * block.a_stride;
-    block.c = c + begin * block.c_stride;
+    const int64_t line = slice.ahead_lines * i / blocks;
+    block.rows = static_cast<int>(cut(i + 1) - cut(i));
+    block.a = static_cast<const char*>(slice.a) + cut(i) * slice.a_stride;
+    block.c = slice.c + cut(i) * slice.c_stride;
+    block.ahead = slice.ahead + line * kLine;
+    block.ahead_lines = slice.ahead_lines * (i + 1) / blocks - line;
     fn(block);
   }
 }
@@ -82,11 +99,12 @@ void RunRowBlocks(GemmBlock block, GemmFn fn, int64_t rows, int64_t max_rows) {
 class TileRunner {
  public:
   TileRunner(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch)
-      : job_(job), w_(*job.w), kernels_(kernels), scratch_(scratch) {}
+      : job_(job), w_(*job.w), kernels_(kernels), shape_(ShapeFor(w_, kernels)),
+        scratch_(scratch) {}
 
   void Run(const Tile& tile) {
     ScratchArena::Scope scope(scratch_);
-    const int group = GroupPanels(kernels_, tile.rows);
+    const int group = GroupPanels(shape_, tile.rows);
     if (w_.dtype == DType::kF8E4M3 && tile.rows > kernels_.f8_rows) {
       expanded_stride_ = std::max(w_.first_steps, w_.block_steps) * kPanel * 4;
       expanded_ = scratch_.Allocate<char>(expanded_stride_ * group);
@@ -125,18 +143,21 @@ class TileRunner {
     block.c = c;
     block.c_stride = c_stride;
     block.panels = panels;
+    block.ahead_stride = w_.panel_bytes;
+    const bool last = panel + panels >= tile.panel + tile.panels;
     if (w_.dtype == DType::kF8E4M3) {
-      RunScaleBlocks(block, tile.rows, panel);
+      RunScaleBlocks(block, tile.rows, panel, last);
     } else {
-      RunSlices(block, tile.rows);
+      RunSlices(block, tile.rows, last);
     }
   }
 
-  void RunSlices(GemmBlock block, int64_t rows) {
+  // `last`: no further panels follow in this tile.
+  void RunSlices(GemmBlock block, int64_t rows, bool last) {
     const GemmFn fn = w_.dtype == DType::kF32 ? kernels_.f32 : kernels_.bf16;
     const int64_t a_step = StepBytes(w_, kernels_);
-    const int64_t slice =
-        rows <= kernels_.max_rows ? w_.steps : kSliceBytes / (kLine * block.panels);
+    const bool once = rows <= shape_.max_rows;
+    const int64_t slice = once ? w_.steps : kSliceBytes / (kLine * block.panels);
     const auto* a = static_cast<const char*>(block.a);
     const auto* b = static_cast<const char*>(block.b);
     for (int64_t s = 0; s < w_.steps; s += slice) {
@@ -144,11 +165,22 @@ class TileRunner {
       block.b = b + s * kLine;
       block.steps = std::min(slice, w_.steps - s);
       block.first = s == 0;
-      RunRowBlocks(block, fn, rows, kernels_.max_rows);
+      const int64_t next = s + slice;
+      if (once) {
+        block.ahead = b + kAheadBytes / block.panels;
+        block.ahead_lines = w_.steps;
+      } else if (next < w_.steps) {
+        block.ahead = b + next * kLine;
+        block.ahead_lines = std::min(slice, w_.steps - next);
+      } else {
+        block.ahead = b + block.panels * w_.panel_bytes;
+        block.ahead_lines = last ? 0 : std::min(slice, w_.steps);
+      }
+      RunRowBlocks(block, fn, rows, shape_);
     }
   }
 
-  void RunScaleBlocks(GemmBlock block, int64_t rows, int64_t panel) {
+  void RunScaleBlocks(GemmBlock block, int64_t rows, int64_t panel, bool last) {
     const int64_t a_step = StepBytes(w_, kernels_);
     const auto* a = static_cast<const char*>(block.a);
     const auto* codes = static_cast<const uint8_t*>(block.b);
@@ -175,13 +207,19 @@ class TileRunner {
         kernels_.expand_f8(codes + p * w_.panel_bytes + step * kPanel * 2, block.steps * kPanel * 2,
                            reinterpret_cast<uint16_t*>(expanded_ + p * expanded_stride_));
       }
-      RunRowBlocks(block, kernels_.bf16, rows, kernels_.max_rows);
+      const bool more = b + 1 < w_.blocks;
+      const uint8_t* next = more ? codes + (step + block.steps) * kPanel * 2
+                                 : codes + block.panels * w_.panel_bytes;
+      block.ahead = reinterpret_cast<const char*>(next);
+      block.ahead_lines = !more && last ? 0 : CeilDiv(w_.block_steps * kPanel * 2, kLine);
+      RunRowBlocks(block, kernels_.bf16, rows, shape_);
     }
   }
 
   const GemmJob& job_;
   const CpuPackedWeight& w_;
   const GemmKernels& kernels_;
+  const GemmShape& shape_;
   ScratchArena& scratch_;
   char* expanded_ = nullptr;       // [panels][steps of a scale block][16] pairs of bf16
   int64_t expanded_stride_ = 0;    // bytes between panels
@@ -194,14 +232,19 @@ const GemmKernels& GemmKernelsFor(CpuIsa isa) {
     case CpuIsa::kPortable: return kGemmPortable;
     case CpuIsa::kAvx2: return kGemmAvx2;
     case CpuIsa::kAvx512: return kGemmAvx512;
-    case CpuIsa::kAvx512Bf16:
-    case CpuIsa::kAmx: return kGemmAvx512Bf16;
+    case CpuIsa::kAvx512Bf16: return kGemmAvx512Bf16;
+    case CpuIsa::kAmx: return kGemmAmx;
   }
   return kGemmPortable;
 }
 
-int64_t GemmRowStride(const CpuPackedWeight& w, const GemmKernels& kernels) {
-  return (CeilDiv(w.steps * StepBytes(w, kernels), kLine) | 1) * kLine;
+GemmRows AllocateGemmRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
+                          ScratchArena& arena) {
+  // An odd number of cache lines, so that equal columns of consecutive rows do not compete for the
+  // same cache set.
+  const int64_t stride = (CeilDiv(w.steps * StepBytes(w, kernels), kLine) | 1) * kLine;
+  const int64_t readable = RoundUp(rows, ShapeFor(w, kernels).row_unit);
+  return {arena.Allocate<char>(stride * readable), stride};
 }
 
 void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x,
@@ -228,7 +271,7 @@ void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const 
 
 void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
   if (count == 0) return;
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   ScratchArena::Scope scope(context.shared);
   auto* tilings = context.shared.Allocate<Tiling>(count);
   auto* first_tile = context.shared.Allocate<int64_t>(count + 1);

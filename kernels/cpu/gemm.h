@@ -8,8 +8,6 @@
 
 namespace hadal {
 
-const GemmKernels& GemmKernelsFor(CpuIsa isa);
-
 // Rows of activations in the form that the kernels of one weight read: bf16 where they multiply
 // that, zeros inserted where the packed weight has them, padded to whole steps.
 struct GemmRows {
@@ -19,9 +17,9 @@ struct GemmRows {
   char* row(int64_t i) const { return data + i * stride; }
 };
 
-// Bytes between rows for `w`: an odd number of cache lines, so that equal columns of consecutive
-// rows do not compete for the same cache set.
-int64_t GemmRowStride(const CpuPackedWeight& w, const GemmKernels& kernels);
+// Room for `rows` rows, and for what the kernels read behind them.
+GemmRows AllocateGemmRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
+                          ScratchArena& arena);
 // Fills one row from w.k floats.
 void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x,
                     char* row);

@@ -145,13 +145,17 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
   }
 }
 
+constexpr GemmShape kShape = {
+    .max_rows = kMaxRows, .row_unit = 1, .max_panels = {1, 4, 2, 2, 1, 1, 1}};
+
 }  // namespace
 
 const GemmKernels kGemmAvx2 = {
-    .max_rows = kMaxRows,
-    .max_panels = {1, 4, 2, 2, 1, 1, 1},
     .bf16_activations = false,
+    .bf16_attention = false,
+    .bf16_shape = kShape,
     .bf16 = Bf16,
+    .f32_shape = kShape,
     .f32 = F32,
     .f8_rows = 0,
     .f8 = nullptr,

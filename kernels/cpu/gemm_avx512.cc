@@ -9,7 +9,7 @@ namespace {
 
 // A panel is one vector. 14 rows x 2 panels fill the register file with 28 accumulators; with fewer
 // rows more panels keep enough independent sums in flight.
-constexpr int kMaxRows = 14;
+constexpr int kMaxRows = kGemmShapeAvx512.max_rows;
 constexpr int64_t kPrefetch = 1024;  // bytes ahead in each panel
 
 template <int kRows, int kPanels>
@@ -209,10 +209,11 @@ void ExpandF8Avx512(const uint8_t* codes, int64_t count, uint16_t* out) {
 }
 
 const GemmKernels kGemmAvx512 = {
-    .max_rows = kMaxRows,
-    .max_panels = {1, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2},
     .bf16_activations = false,
+    .bf16_attention = false,
+    .bf16_shape = kGemmShapeAvx512,
     .bf16 = Bf16,
+    .f32_shape = kGemmShapeAvx512,
     .f32 = GemmF32Avx512,
     .f8_rows = kF8Rows,
     .f8 = F8,

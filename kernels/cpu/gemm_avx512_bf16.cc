@@ -7,7 +7,7 @@ namespace hadal {
 namespace {
 
 // Block shapes as in the AVX-512 kernels; one instruction takes a pair of inputs of 16 outputs.
-constexpr int kMaxRows = 14;
+constexpr int kMaxRows = kGemmShapeAvx512.max_rows;
 constexpr int64_t kPrefetch = 1024;  // bytes ahead in each panel
 
 template <int kRows, int kPanels>
@@ -59,7 +59,9 @@ constexpr GemmFn kTable[kMaxRows][4] = {
 
 void Bf16(const GemmBlock& g) { kTable[g.rows - 1][__builtin_ctz(g.panels)](g); }
 
-void Round(const float* x, int64_t n, void* out) {
+}  // namespace
+
+void RoundToBf16Avx512(const float* x, int64_t n, void* out) {
   auto* rounded = static_cast<uint16_t*>(out);
   for (int64_t i = 0; i < n; i += 16) {
     const auto mask = static_cast<__mmask16>(n - i < 16 ? (1u << (n - i)) - 1 : 0xffffu);
@@ -68,18 +70,17 @@ void Round(const float* x, int64_t n, void* out) {
   }
 }
 
-}  // namespace
-
 const GemmKernels kGemmAvx512Bf16 = {
-    .max_rows = kMaxRows,
-    .max_panels = {1, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2},
     .bf16_activations = true,
+    .bf16_attention = false,
+    .bf16_shape = kGemmShapeAvx512,
     .bf16 = Bf16,
+    .f32_shape = kGemmShapeAvx512,
     .f32 = GemmF32Avx512,
     .f8_rows = 0,
     .f8 = nullptr,
     .expand_f8 = ExpandF8Avx512,
-    .round = Round,
+    .round = RoundToBf16Avx512,
 };
 
 }  // namespace hadal

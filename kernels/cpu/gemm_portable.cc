@@ -105,13 +105,17 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = kTable.values[codes[i]];
 }
 
+constexpr GemmShape kShape = {
+    .max_rows = 8, .row_unit = 1, .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1}};
+
 }  // namespace
 
 const GemmKernels kGemmPortable = {
-    .max_rows = 8,
-    .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1},
     .bf16_activations = false,
+    .bf16_attention = false,
+    .bf16_shape = kShape,
     .bf16 = Bf16,
+    .f32_shape = kShape,
     .f32 = F32,
     .f8_rows = 0,
     .f8 = nullptr,

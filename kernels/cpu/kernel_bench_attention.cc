@@ -3,6 +3,7 @@
 #include <cmath>
 
 #include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/gemm_kernel.h"
 #include "kernels/cpu/kernel_bench.h"
 #include "kernels/cpu/ops.h"
 
@@ -85,7 +86,8 @@ void BenchPrefill(int start, int tokens, const Setup& setup) {
     });
     Report(fmt::format("prefill {} {} + {} ({:.0f} % up-projection)", CpuIsaName(ceilings.isa),
                        start, tokens, 100 * make / (make + attend)),
-           seconds, keys * (kLatent + kRope) * 2, make + attend, ceilings, true);
+           seconds, keys * (kLatent + kRope) * 2, make + attend, ceilings,
+           !op.gemm->bf16_attention);
   }
 }
 

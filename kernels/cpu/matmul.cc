@@ -18,11 +18,10 @@ int64_t ConvertRowsGrain(int64_t k) {
 void MatMul(const MatMulParams& p, CpuContext& context) {
   if (p.m == 0) return;
   const CpuPackedWeight& w = *CpuMatrices(p.w)[0];
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   const auto* x = static_cast<const float*>(p.x);
   ScratchArena::Scope scope(context.shared);
-  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-  rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+  const GemmRows rows = AllocateGemmRows(w, kernels, p.m, context.shared);
   context.pool->ParallelFor(p.m, ConvertRowsGrain(w.k), [&](int64_t begin, int64_t end, int) {
     for (int64_t i = begin; i < end; ++i) {
       ConvertGemmRow(w, kernels, x + i * p.x_stride, rows.row(i));
@@ -34,15 +33,14 @@ void MatMul(const MatMulParams& p, CpuContext& context) {
 
 void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
   if (p.m == 0 || p.heads == 0) return;
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   const auto* x = static_cast<const float*>(p.x);
   auto* y = static_cast<float*>(p.y);
   ScratchArena::Scope scope(context.shared);
   auto* jobs = context.shared.Allocate<GemmJob>(p.heads);
   for (int h = 0; h < p.heads; ++h) {
     const CpuPackedWeight& w = *CpuMatrices(p.w)[h];
-    GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-    rows.data = context.shared.Allocate<char>(rows.stride * p.m);
+    const GemmRows rows = AllocateGemmRows(w, kernels, p.m, context.shared);
     jobs[h] = {&w, rows, p.m, y + h * p.y_head_stride, p.y_stride};
   }
   const int64_t grain = ConvertRowsGrain(jobs[0].w->k);
@@ -69,11 +67,9 @@ void Mlp(const MlpParams& p, CpuContext& context) {
 }
 
 void MatMulSerial(const float* x, int64_t x_stride, int m, const CpuPackedWeight& w, float* y,
-                  int64_t y_stride, CpuIsa isa, ScratchArena& scratch) {
-  const GemmKernels& kernels = GemmKernelsFor(isa);
+                  int64_t y_stride, const GemmKernels& kernels, ScratchArena& scratch) {
   ScratchArena::Scope scope(scratch);
-  GemmRows rows{nullptr, GemmRowStride(w, kernels)};
-  rows.data = scratch.Allocate<char>(rows.stride * m);
+  const GemmRows rows = AllocateGemmRows(w, kernels, m, scratch);
   for (int i = 0; i < m; ++i) ConvertGemmRow(w, kernels, x + i * x_stride, rows.row(i));
   RunGemmSerial({&w, rows, m, y, y_stride}, kernels, scratch);
 }

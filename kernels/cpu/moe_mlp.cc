@@ -22,17 +22,11 @@ const ExpertRows& ExpertOf(const ExpertRows* experts, int count, int64_t row) {
   return *(after - 1);
 }
 
-GemmRows AllocateRows(const CpuPackedWeight& w, const GemmKernels& kernels, int64_t rows,
-                      ScratchArena& arena) {
-  const int64_t stride = GemmRowStride(w, kernels);
-  return {arena.Allocate<char>(stride * rows), stride};
-}
-
 }  // namespace
 
 void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
   if (p.rows == 0) return;
-  const GemmKernels& kernels = GemmKernelsFor(context.isa);
+  const GemmKernels& kernels = *context.gemm;
   ScratchArena::Scope scope(context.shared);
   ScratchArena& arena = context.shared;
   auto* experts = arena.Allocate<ExpertRows>(p.experts);
@@ -44,8 +38,8 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
     if (rows == 0) continue;
     const auto* w13 = p.w13[e];
     const auto* w2 = p.w2[e];
-    experts[count] = {w13, w2, begin, rows, AllocateRows(*w13, kernels, rows, arena),
-                      AllocateRows(*w2, kernels, rows, arena)};
+    experts[count] = {w13, w2, begin, rows, AllocateGemmRows(*w13, kernels, rows, arena),
+                      AllocateGemmRows(*w2, kernels, rows, arena)};
     jobs[count] = {w13, experts[count].x, rows, gate_up + begin * 2 * p.width, 2 * p.width};
     ++count;
   }

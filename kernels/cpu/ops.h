@@ -11,14 +11,20 @@
 
 namespace hadal {
 
+struct GemmKernels;
+
+const GemmKernels& GemmKernelsFor(CpuIsa isa);
+
 // What every op of the CPU backend runs with. Ops allocate only from the arenas: `shared` for what
 // the calling thread prepares before a loop, scratch[thread] inside it.
 struct CpuContext {
   CpuContext(ThreadPool* thread_pool, CpuIsa path)
-      : pool(thread_pool), isa(path), scratch(static_cast<size_t>(thread_pool->size())) {}
+      : pool(thread_pool), isa(path), gemm(&GemmKernelsFor(path)),
+        scratch(static_cast<size_t>(thread_pool->size())) {}
 
   ThreadPool* pool;
   CpuIsa isa;
+  const GemmKernels* gemm;
   ScratchArena shared;
   std::vector<ScratchArena> scratch;  // [pool->size()]
 };
@@ -96,7 +102,7 @@ void TokenLogprobs(const TokenLogprobParams& p, CpuContext& context);
 // On the calling thread alone: y[i, :] = x[i, :] w^T for m rows, with the same bits as MatMul().
 // x: [m, w.k], y: [m, w.n]; strides count floats.
 void MatMulSerial(const float* x, int64_t x_stride, int m, const CpuPackedWeight& w, float* y,
-                  int64_t y_stride, CpuIsa isa, ScratchArena& scratch);
+                  int64_t y_stride, const GemmKernels& kernels, ScratchArena& scratch);
 
 // On the calling thread alone: out[i] = silu(gate[i]) * up[i]; out may be gate or up. An element
 // has the same bits wherever it stands in the array.

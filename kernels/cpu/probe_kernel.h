@@ -16,6 +16,7 @@ double ProbeFlopsPortable(int64_t rounds, float* sink);
 double ProbeFlopsAvx2(int64_t rounds, float* sink);
 double ProbeFlopsAvx512(int64_t rounds, float* sink);
 double ProbeFlopsAvx512Bf16(int64_t rounds, float* sink);
+double ProbeFlopsAmx(int64_t rounds, float* sink);
 float ProbeReadPortable(const void* data, int64_t bytes);
 float ProbeReadAvx2(const void* data, int64_t bytes);
 float ProbeReadAvx512(const void* data, int64_t bytes);

@@ -90,7 +90,8 @@ double F32CeilingGflops(int threads, CpuIsa isa) {
 }
 
 double MatMulCeilingGflops(int threads, CpuIsa isa) {
-  return isa >= CpuIsa::kAvx512Bf16 ? Gflops(threads, ProbeFlopsAvx512Bf16)
+  if (isa == CpuIsa::kAmx) return Gflops(threads, ProbeFlopsAmx);
+  return isa == CpuIsa::kAvx512Bf16 ? Gflops(threads, ProbeFlopsAvx512Bf16)
                                     : F32CeilingGflops(threads, isa);
 }
 

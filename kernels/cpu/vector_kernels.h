@@ -15,16 +15,18 @@ inline constexpr int kMaxBlock = 64;
 
 struct VectorKernels {
   int lanes;       // floats per vector; what "padded" means below
-  int key_group;   // keys per group of transpose_keys; divides kScoreTile
+  int key_group;   // keys per group of score_tile; divides kScoreTile
   int query_rows;  // queries per block of score_tile: tiles of a multiple of it waste nothing
 
   // y[r * y_stride + j] = sum of a[r * a_stride + i] * b[j * b_stride + i] over i < n.
   void (*dot)(const float* a, int64_t a_stride, int rows, const float* b, int64_t b_stride,
               int cols, int64_t n, float* y, int64_t y_stride);
 
-  // [kScoreTile][dim] with row stride `stride` to [kScoreTile / key_group][dim][key_group].
-  void (*transpose_keys)(const float* keys, int64_t stride, int64_t dim, float* out);
-  // s[r][j] = sum of q[r * dim + i] * key j [i], for the keys of the first `groups` groups.
+  // Words of 32 bits, [kScoreTile][dim] with row stride `stride` to
+  // [kScoreTile / group][dim][group]. `group` is a multiple of 4.
+  void (*transpose_keys)(const void* keys, int64_t stride, int64_t dim, int group, void* out);
+  // s[r][j] = sum of q[r * dim + i] * key j [i], for the keys of the first `groups` groups;
+  // keys: transposed in groups of key_group.
   void (*score_tile)(const float* q, int rows, int64_t dim, const float* keys, int groups,
                      float* s);
 

@@ -2,9 +2,11 @@
 #include <random>
 
 #include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/gemm_kernel.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
 #include "tests/kernels/cpu/bits.h"
+#include "tests/kernels/cpu/emulated_tiles.h"
 #include "tests/kernels/cpu/paged_cache.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -26,6 +28,28 @@ struct PrefillShape {
   DType weights = DType::kF32;
   DType cache = DType::kF32;
 };
+
+// What an op runs on.
+struct Path {
+  std::string name;
+  CpuIsa isa;
+  const GemmKernels* gemm;
+};
+
+// Those of this machine, and AMX with emulated tiles.
+std::vector<Path> Paths() {
+  std::vector<Path> paths;
+  for (const CpuIsa isa : SupportedCpuIsas()) {
+    paths.push_back({std::string(CpuIsaName(isa)), isa, &GemmKernelsFor(isa)});
+  }
+  paths.push_back({"emulated tiles", CpuIsa::kPortable, &testing::kGemmEmulatedTiles});
+  return paths;
+}
+
+// Operands of both products are rounded to bf16, or none is.
+double Tolerance(const PrefillShape& shape, const Path& path) {
+  return path.gemm->bf16_attention && shape.weights != DType::kF32 ? 4e-3 : 1e-5;
+}
 
 // A chunk of queries of one sequence: positions [start_pos, start_pos + num_tokens).
 struct Chunk {
@@ -54,6 +78,7 @@ class PrefillCase {
     w_uv_ = PackCpuWeight(value_sources, pool);
     for (const int length : lengths) queries_.push_back(RandomFloats(length * q_width(), rng));
     scale_ = 1 / static_cast<float>(shape.latent);
+    if (shape.weights == DType::kF8E4M3) scale_ /= 128;  // random codes are large
   }
 
   int64_t q_width() const { return int64_t{shape_.heads} * (shape_.nope + shape_.rope); }
@@ -79,9 +104,10 @@ class PrefillCase {
   }
 
   // The outputs of all chunks, run as the rows of one call.
-  std::vector<float> Run(const std::vector<Chunk>& chunks, int threads, CpuIsa isa) const {
+  std::vector<float> Run(const std::vector<Chunk>& chunks, int threads, const Path& path) const {
     ThreadPool pool(threads);
-    CpuContext context(&pool, isa);
+    CpuContext context(&pool, path.isa);
+    context.gemm = path.gemm;
     std::vector<float> q;
     std::vector<AttentionRow> rows;
     int32_t token = 0;
@@ -148,11 +174,11 @@ TEST_CASE("prefill attention equals float64: odd widths, several sequences, all 
       const auto part = c.Expected(s);
       expected.insert(expected.end(), part.begin(), part.end());
     }
-    for (const CpuIsa isa : SupportedCpuIsas()) {
-      CAPTURE(CpuIsaName(isa), shape.heads, shape.latent, shape.nope, shape.v,
+    for (const Path& path : Paths()) {
+      CAPTURE(path.name, shape.heads, shape.latent, shape.nope, shape.v,
               DTypeName(shape.weights), DTypeName(shape.cache));
-      const auto out = c.Run({{0, 0, 1}, {1, 0, 64}, {2, 0, 150}, {3, 0, 67}}, 2, isa);
-      CHECK(testing::RelativeError(out, expected) < 1e-5);
+      const auto out = c.Run({{0, 0, 1}, {1, 0, 64}, {2, 0, 150}, {3, 0, 67}}, 2, path);
+      CHECK(testing::RelativeError(out, expected) < Tolerance(shape, path));
     }
   }
 }
@@ -162,18 +188,18 @@ TEST_CASE("chunks of a prompt have the bits of the whole, in any company, on any
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const std::vector<int> lengths = {300, 90};
     const PrefillCase c({3, 56, 24, 10, 35, dtype, DType::kBF16}, lengths, rng);
-    for (const CpuIsa isa : SupportedCpuIsas()) {
-      CAPTURE(CpuIsaName(isa), DTypeName(dtype));
-      const std::vector<float> whole = c.Run({{0, 0, 300}}, 1, isa);
-      CHECK(SameBits(c.Run({{0, 0, 300}}, 2, isa), whole));
-      CHECK(SameBits(c.Run({{0, 0, 300}}, 3, isa), whole));
-      const auto both = c.Run({{1, 0, 90}, {0, 0, 300}}, 2, isa);
+    for (const Path& path : Paths()) {
+      CAPTURE(path.name, DTypeName(dtype));
+      const std::vector<float> whole = c.Run({{0, 0, 300}}, 1, path);
+      CHECK(SameBits(c.Run({{0, 0, 300}}, 2, path), whole));
+      CHECK(SameBits(c.Run({{0, 0, 300}}, 3, path), whole));
+      const auto both = c.Run({{1, 0, 90}, {0, 0, 300}}, 2, path);
       CHECK(SameBits(testing::Rows(both, c.out_width(), 90, 300), whole));
       for (int start = 0; start < 300;) {
         const int tokens = std::min<int>(1 + static_cast<int>(rng() % 130), 300 - start);
         CAPTURE(start, tokens);
         const int threads = 1 + static_cast<int>(rng() % 3);
-        const auto chunk = c.Run({{0, start, tokens}}, threads, isa);
+        const auto chunk = c.Run({{0, start, tokens}}, threads, path);
         CHECK(SameBits(chunk, testing::Rows(whole, c.out_width(), start, tokens)));
         start += tokens;
       }
@@ -185,11 +211,11 @@ TEST_CASE("prefill attention of a late chunk equals float64") {
   std::mt19937_64 rng(testing::RandomSeed());
   const PrefillCase c({2, 30, 11, 4, 9}, {1100}, rng);
   const std::vector<double> expected = c.Expected(0);
-  for (const CpuIsa isa : SupportedCpuIsas()) {
-    CAPTURE(CpuIsaName(isa));
+  for (const Path& path : Paths()) {
+    CAPTURE(path.name);
     const int start = 1001, tokens = 99;
     const std::vector<double> part(expected.begin() + start * c.out_width(), expected.end());
-    CHECK(testing::RelativeError(c.Run({{0, start, tokens}}, 2, isa), part) < 1e-5);
+    CHECK(testing::RelativeError(c.Run({{0, start, tokens}}, 2, path), part) < 1e-5);
   }
 }
 

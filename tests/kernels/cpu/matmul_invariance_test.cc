@@ -40,7 +40,8 @@ TEST_CASE("a matmul row has the same bits alone, in any batch, at any place, on 
         MatMul({.x = x.data() + first * k, .x_stride = k, .w = packed.get(), .y = some.data(),
                 .y_stride = n, .m = m}, m % 2 == 0 ? single : multi);
         CHECK(SameBits(some.data(), all.data() + first * n, m * n));
-        MatMulSerial(x.data() + first * k, k, m, *CpuMatrices(packed.get())[0], some.data(), n, isa,
+        MatMulSerial(x.data() + first * k, k, m, *CpuMatrices(packed.get())[0], some.data(), n,
+                     *single.gemm,
                      single.shared);
         CHECK(SameBits(some.data(), all.data() + first * n, m * n));
       }
