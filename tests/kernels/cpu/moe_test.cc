@@ -42,6 +42,18 @@ struct TestMlp {
   RandomWeight gate, up, down;
 };
 
+// The output of token t of `p`, computed without the others.
+std::vector<float> RunAlone(MoeParams p, int t, CpuContext& context) {
+  std::vector<float> out(static_cast<size_t>(p.dim), NAN);
+  p.x = static_cast<const float*>(p.x) + t * p.dim;
+  p.ids += t * p.top_k;
+  p.weights += t * p.top_k;
+  p.out = out.data();
+  p.tokens = 1;
+  Moe(p, context);
+  return out;
+}
+
 TEST_CASE("the MoE op equals float64, with experts elsewhere, padding and a shared MLP") {
   std::mt19937_64 rng(testing::RandomSeed());
   const int64_t dim = 45, width = 30, shared_width = 37;
@@ -59,7 +71,8 @@ TEST_CASE("the MoE op equals float64, with experts elsewhere, padding and a shar
   }
   const TestMlp shared(dim, shared_width, rng);
   const auto packed13 = PackCpuWeight(w13, pool), packed2 = PackCpuWeight(w2, pool);
-  const auto shared13 = PackCpuWeight({shared.w13()}, pool), shared2 = PackCpuWeight({shared.w2()}, pool);
+  const auto shared13 = PackCpuWeight({shared.w13()}, pool);
+  const auto shared2 = PackCpuWeight({shared.w2()}, pool);
   const std::vector<float> x = RandomFloats(tokens * dim, rng);
   const std::vector<float> weights = RandomFloats(tokens * top_k, rng);
   std::vector<int32_t> ids;
@@ -90,17 +103,8 @@ TEST_CASE("the MoE op equals float64, with experts elsewhere, padding and a shar
       p.out = out.data();
       Moe(p, context);
       CHECK(RelativeError(out, expected) < 1e-5);
-      // A token alone has the same bits.
-      MoeParams one = p;
       const int t = static_cast<int>(rng() % tokens);
-      std::vector<float> alone(dim, NAN);
-      one.x = x.data() + t * dim;
-      one.ids += t * top_k;
-      one.weights += t * top_k;
-      one.out = alone.data();
-      one.tokens = 1;
-      Moe(one, context);
-      CHECK(testing::SameBits(alone, testing::Rows(out, dim, t, 1)));
+      CHECK(testing::SameBits(RunAlone(p, t, context), testing::Rows(out, dim, t, 1)));
     }
   }
 }

@@ -114,6 +114,19 @@ TEST_CASE("F32 log-probabilities match float64 on every instruction set") {
   }
 }
 
+TEST_CASE("F32 log-probabilities match float64 on a CUDA device in every layout") {
+  if (!HaveCudaDevice()) return;
+  for (const std::string& shape : ReferenceShapes()) {
+    const F32Case test(shape);
+    for (const auto& [t, d] : {std::pair(1, 1), {2, 1}, {4, 1}, {1, 2}, {1, 4}, {2, 2}}) {
+      INFO(shape << ", layout " << t << " x " << d);
+      fmt::print("{}, cuda, layout {} x {}\n", shape, t, d);
+      ModelGroup group = test.Load(t, d, "cuda");
+      CheckSchemes(test, &group, d, /*all=*/true);
+    }
+  }
+}
+
 TEST_CASE("F32 results match the golden files in the tree") {
   for (const std::string& shape : ReferenceShapes()) {
     INFO(shape);

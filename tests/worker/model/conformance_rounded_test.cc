@@ -126,6 +126,21 @@ void CheckShapes(const std::string& dtype) {
   }
 }
 
+void CheckShapesOnCuda(const std::string& dtype) {
+  if (!HaveCudaDevice()) return;
+  for (const std::string& shape : ReferenceShapes()) {
+    RoundedCase test(shape, dtype);
+    test.Check(1, 1, "cuda");
+    test.Check(2, 2, "cuda");
+  }
+}
+
+TEST_CASE("bf16 errors on a CUDA device stay near those of emulated rounding") {
+  CheckShapesOnCuda("bf16");
+}
+TEST_CASE("FP8 errors on a CUDA device stay near those of emulated rounding") {
+  CheckShapesOnCuda("fp8");
+}
 TEST_CASE("bf16 errors stay near those of emulated rounding") { CheckShapes("bf16"); }
 TEST_CASE("FP8 errors stay near those of emulated rounding") { CheckShapes("fp8"); }
 

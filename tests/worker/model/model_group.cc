@@ -10,7 +10,8 @@
 #include <thread>
 
 #include "common/converted_checkpoint.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "tests/worker/model/staged_communicator.h"
+#include "worker/backends.h"
 #include "worker/comm/thread_communicator.h"
 
 namespace hadal::testing {
@@ -44,6 +45,12 @@ void RunRanks(int ranks, const std::function<void(int)>& fn) {
   if (error) std::rethrow_exception(error);
 }
 
+bool HaveCudaDevice() {
+  const bool have = MakeBackend({.name = "cuda"}).ok();
+  if (!have) fmt::print("skipped: no CUDA device\n");
+  return have;
+}
+
 ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& options)
     : options_(options) {
   auto config = LoadModelConfig(model_dir);
@@ -53,13 +60,23 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
   comms_ = MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
   backends_.resize(world);
   models_.resize(world);
+  replayed_logits_.resize(world);
   RunRanks(world, [&](int rank) {
     ThrowIfError(ValidateLayout(config_, layout(rank)));
     auto checkpoint = OpenCheckpoint(model_dir, config_, layout(rank));
     ThrowIfError(checkpoint.status());
-    auto backend = MakeCpuBackend({.threads = options_.threads, .isa = options_.isa});
+    const bool cuda = options_.isa == "cuda";
+    auto backend = MakeBackend({.name = cuda ? "cuda" : "cpu",
+                                .isa = cuda ? "" : options_.isa,
+                                .threads = options_.threads,
+                                .weights = config_.dtype});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);
+    if (cuda) {
+      CommGroup& comm = comms_[rank];
+      comm.act_world = std::make_shared<StagedCommunicator>(comm.world, backends_[rank].get());
+      comm.act_tensor = std::make_shared<StagedCommunicator>(comm.tensor, backends_[rank].get());
+    }
     auto model = Model::Load(config_, layout(rank), **checkpoint, backends_[rank].get(), comms_[rank],
                              {.kv_blocks = options_.kv_blocks,
                               .max_step_tokens = options_.max_step_tokens,
@@ -131,10 +148,21 @@ void ModelGroup::RunRank(int rank, const TokenLists& sequences, const std::vecto
       }
     }
     models_[rank]->Prepare(batch);
-    models_[rank]->Forward();
+    // A step of a rank alone that can be replayed is; its logits are then all there.
+    const bool replayed = world() == 1 && models_[rank]->replay_key() != 0;
+    if (replayed) {
+      backends_[rank]->Replay(models_[rank]->replay_key(), [&] {
+        models_[rank]->Forward();
+        replayed_logits_[rank] = models_[rank]->Logits(0, models_[rank]->logit_rows());
+      });
+    } else {
+      models_[rank]->Forward();
+    }
     for (int first = 0; first < static_cast<int>(targets.size()); first += kMaxLogits) {
       const int count = std::min(kMaxLogits, static_cast<int>(targets.size()) - first);
-      backends_[rank]->CopyToHost(buffer.data(), models_[rank]->Logits(first, count),
+      const float* logits = replayed ? replayed_logits_[rank] + first * vocab
+                                     : models_[rank]->Logits(first, count);
+      backends_[rank]->CopyToHost(buffer.data(), logits,
                                   count * vocab * int64_t{sizeof(float)});
       for (int i = 0; i < count; ++i) {
         targets[first + i]->assign(buffer.begin() + i * vocab, buffer.begin() + (i + 1) * vocab);

@@ -31,11 +31,14 @@ using SequenceLogits = std::vector<std::vector<std::vector<float>>>;
 struct ModelGroupOptions {
   int tensor_parallel = 1;
   int data_parallel = 1;
-  std::string isa = "portable";
+  std::string isa = "portable";  // of the CPU; or "cuda": every rank on device 0
   int threads = 1;           // of each rank
   int max_step_tokens = 0;
   int kv_blocks = 0;         // of each D group
 };
+
+// Whether ranks can compute on a GPU; says so when not.
+bool HaveCudaDevice();
 
 // Every rank of one layout in this process, each on a thread of its own.
 class ModelGroup {
@@ -67,6 +70,7 @@ class ModelGroup {
   std::vector<CommGroup> comms_;                    // [ranks]
   std::vector<std::unique_ptr<Backend>> backends_;  // [ranks]
   std::vector<std::unique_ptr<Model>> models_;      // [ranks]
+  std::vector<const float*> replayed_logits_;       // [ranks] where replayed steps leave them
   std::vector<std::vector<int32_t>> tables_;        // [sequence]
 };
 
