@@ -44,11 +44,16 @@ class SafetensorsFile {
  public:
   // NOT_FOUND, or DATA_LOSS naming the file and what is wrong with it.
   static StatusOr<std::unique_ptr<SafetensorsFile>> Open(const std::string& path);
+  // Not a file but zeroed memory of its own without tensors, to be filled by way of memory().
+  static StatusOr<std::unique_ptr<SafetensorsFile>> InMemory(const std::string& label,
+                                                             int64_t bytes);
   ~SafetensorsFile();
   SafetensorsFile(const SafetensorsFile&) = delete;
   SafetensorsFile& operator=(const SafetensorsFile&) = delete;
 
   const std::string& path() const { return path_; }
+  // REQUIRES: InMemory().
+  std::byte* memory() { return const_cast<std::byte*>(map_); }
   const std::vector<TensorInfo>& tensors() const { return tensors_; }
   // Valid as long as this object.
   std::span<const std::byte> data(const TensorInfo& tensor) const;
@@ -98,6 +103,7 @@ class Checkpoint {
   // Null when there is no such tensor.
   const Entry* Find(const std::string& name) const;
   const std::map<std::string, Entry>& entries() const { return entries_; }
+  void AddMemory(std::unique_ptr<SafetensorsFile> memory) { files_.push_back(std::move(memory)); }
   // Other names for the same files. REQUIRES: every entry's file is one of this checkpoint's.
   void SetEntries(std::map<std::string, Entry> entries) { entries_ = std::move(entries); }
 

@@ -11,6 +11,7 @@
 #include <random>
 
 #include "common/converted_checkpoint.h"
+#include "common/dummy_checkpoint.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/probes.h"
 #include "worker/backends.h"
@@ -24,6 +25,7 @@ namespace {
 struct BenchOptions {
   std::string model_dir;
   std::string device = "cpu";
+  bool dummy = false;      // random weights, only the config is read
   std::string isa;
   int threads = 2;
   std::vector<int> batches = {1, 4, 16};
@@ -50,7 +52,8 @@ class ModelBench {
   Status Load() {
     HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint,
-                           OpenCheckpoint(options_.model_dir, config_, Layout{}));
+                           options_.dummy ? MakeDummyCheckpoint(config_, /*seed=*/0)
+                                          : OpenCheckpoint(options_.model_dir, config_, Layout{}));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                   .threads = options_.threads,
                                                   .weights = config_.dtype}));
@@ -188,6 +191,8 @@ int main(int argc, char** argv) {
   app.add_option("--device", options.device, "what computes")
       ->check(CLI::IsMember(hadal::BackendNames()))
       ->capture_default_str();
+  app.add_flag_callback("--dummy", [&] { options.dummy = true; },
+                        "random weights: --model needs a config.json only");
   app.add_option("--threads", options.threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--cpu-isa", options.isa, "instruction set (default: the best of this machine)");
   app.add_option("--batch", options.batches, "decode batch sizes")->check(CLI::Range(1, 4096))->capture_default_str();
