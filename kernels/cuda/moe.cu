@@ -5,6 +5,7 @@
 #include "kernels/cuda/grouped_general.h"
 #include "kernels/cuda/moe_combine.h"
 #include "kernels/cuda/moe_few.h"
+#include "kernels/cuda/moe_stream.h"
 
 namespace hadal::cuda {
 namespace {
@@ -61,15 +62,25 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
 bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
   switch (path) {
     case MoePath::kFew: return MoeFewFits(p, context);
+    case MoePath::kStream: return MoeStreamFits(p, context);
     default: return true;
   }
 }
 
+// The fastest that fits.
+MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
+  for (const MoePath path : {MoePath::kFew, MoePath::kStream}) {
+    if (MoePathFits(p, path, context)) return path;
+  }
+  return MoePath::kGeneral;
+}
+
 void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
   if (p.tokens == 0) return;
-  if (path == MoePath::kAuto && MoeFewFits(p, context)) path = MoePath::kFew;
+  if (path == MoePath::kAuto) path = ChoosePath(p, context);
   switch (path) {
     case MoePath::kFew: return MoeFew(p, context);
+    case MoePath::kStream: return MoeStream(p, context);
     default: return RunGeneral(p, context);
   }
 }
