@@ -53,6 +53,10 @@ __device__ __forceinline__ float LoadSharedFloat(uint32_t at) {
   return v;
 }
 
+__device__ __forceinline__ void StoreShared4(uint32_t at, uint32_t v) {
+  asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v));
+}
+
 // Bytes 0 and 2, and bytes 1 and 3 of four e4m3 codes as pairs of bf16, exactly. The exponent is
 // moved to its place and its bias corrected by a factor of 2^120.
 struct ExpandedFp8 {

@@ -158,6 +158,7 @@ void CheckAllPaths(std::mt19937_64& rng, const MoeShape& shape) {
   c.Check(MoePath::kGeneral, "general", reference);
   c.Check(MoePath::kFew, "few", reference);
   c.Check(MoePath::kStream, "stream", reference);
+  c.Check(MoePath::kTile, "tile", reference);
   c.Check(MoePath::kAuto, "auto", reference);
 }
 
