@@ -137,8 +137,7 @@ class ChatSession {
     }
     fmt::print("\n");
     if (g_interrupted && !status.ok()) {
-      fmt::print("[stopped]\n");
-      return OkStatus();
+      return {StatusCode::kCancelled, "stopped"};
     }
     HADAL_RETURN_IF_ERROR(FromGrpc(status, options_.request.server));
     if (with_rate) PrintRate(summary);
@@ -203,7 +202,11 @@ Status RunChat(const ChatOptions& options) {
       continue;
     }
     const Status status = session.Answer(line, true);
-    if (!status.ok()) fmt::print("{}\n\n", status.ToString());
+    if (status.code() == StatusCode::kCancelled) {
+      fmt::print("[stopped]\n\n");
+    } else if (!status.ok()) {
+      fmt::print("{}\n\n", status.ToString());
+    }
   }
   return OkStatus();
 }

@@ -123,22 +123,27 @@ void LineBuffer::DeleteToStart() {
 // One line of the terminal; a longer text is shown around the cursor.
 void LineEditor::Redraw(const std::string& prompt) const {
   const int room = std::max(TerminalColumns() - DisplayWidth(prompt) - 1, 8);
-  const std::string& text = buffer_.text();
-  size_t start = 0;
-  auto skip = [&](size_t at) {
-    do ++at;
-    while (at < text.size() && IsContinuation(text[at]));
-    return at;
-  };
-  const std::string_view view(text);
-  while (DisplayWidth(view.substr(start, buffer_.cursor() - start)) > room) start = skip(start);
-  size_t end = text.size();
-  while (DisplayWidth(view.substr(start, end - start)) > room) {
-    do --end;
-    while (end > start && IsContinuation(text[end]));
+  const std::string_view text = buffer_.text();
+  const auto width = [&](size_t from, size_t to) { return DisplayWidth(text.substr(from, to - from)); };
+  size_t start = buffer_.cursor();
+  size_t end = start;
+  int before = 0;
+  while (start > 0) {
+    const size_t previous = buffer_.Before(start);
+    const int wider = before + width(previous, start);
+    if (wider > room) break;
+    before = wider;
+    start = previous;
   }
-  const int column = DisplayWidth(prompt) + DisplayWidth(view.substr(start, buffer_.cursor() - start));
-  std::printf("\r%s%.*s\033[K\r", prompt.c_str(), static_cast<int>(end - start), text.c_str() + start);
+  for (int shown = before; end < text.size();) {
+    const size_t next = buffer_.After(end);
+    shown += width(end, next);
+    if (shown > room) break;
+    end = next;
+  }
+  const int column = DisplayWidth(prompt) + before;
+  std::printf("\r%s%.*s\033[K\r", prompt.c_str(), static_cast<int>(end - start),
+              text.data() + start);
   if (column > 0) std::printf("\033[%dC", column);
   std::fflush(stdout);
 }

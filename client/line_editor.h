@@ -24,10 +24,11 @@ class LineBuffer {
   void DeleteToEnd();
   void DeleteToStart();
 
- private:
-  size_t Before(size_t at) const;  // where the character before `at` starts
+  // Where the character before `at` starts, and where the one at `at` ends.
+  size_t Before(size_t at) const;
   size_t After(size_t at) const;
 
+ private:
   std::string text_;
   size_t cursor_ = 0;
 };

@@ -9,6 +9,9 @@ namespace hadal {
 // Tokens per KV cache block, the same on server and workers.
 inline constexpr int kBlockSize = 64;
 
+// The most likely tokens that a sampled one can be reported with.
+inline constexpr int kMaxTopLogprobs = 20;
+
 // How one sequence samples. temperature 0 is greedy. Filters apply in this order: temperature,
 // top_k, top_p, min_p. Ids of `vocab_limit` and above have no token and are never drawn.
 struct SamplingParams {

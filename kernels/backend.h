@@ -270,18 +270,26 @@ struct MoeParams {
   int64_t width = 0;
 };
 
-// out[t] += sum over j of rows[row_of[t, j]], j ascending, row_of -1 skipped.
+// out[t] (+)= sum over j of rows[row_of[t, j]], j ascending, row_of -1 skipped.
 struct AddRowsParams {
   const void* rows = nullptr;      // [rows, dim] act
   const int32_t* row_of = nullptr; // [tokens, width]
   void* out = nullptr;             // [tokens, dim] act
+  bool accumulate = false;         // add to out, or overwrite it
   int tokens = 0;
   int width = 0;
   int64_t dim = 0;
 };
 
-// The most likely tokens that a row can ask for.
-inline constexpr int kMaxTopLogprobs = 20;
+// Row i of `from` to row i of `to`; they do not overlap.
+struct CopyRowsParams {
+  const void* from = nullptr;
+  int64_t from_stride = 0;         // bytes
+  void* to = nullptr;
+  int64_t to_stride = 0;           // bytes
+  int rows = 0;
+  int64_t bytes = 0;               // of a row
+};
 
 // One drawn token. `logprob` is set when SamplingParams::logprobs >= 0.
 struct SampledToken {
@@ -335,8 +343,7 @@ class Backend {
   // Throws std::bad_alloc, naming the bytes in the log, when memory is exhausted.
   virtual std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) = 0;
   virtual std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) = 0;
-  // Bytes that may still be allocated by this process when `ranks` share the memory; at most what
-  // is free now.
+  // Bytes that this process may still allocate when `ranks` processes of its host do the same.
   virtual int64_t AvailableBytes(int ranks) const = 0;
 
   // In stream order. `host` may be reused on return.
@@ -363,6 +370,8 @@ class Backend {
   // pointer, shape and bound that `ops` passes to ops is a function of the key. Key 0 is never
   // repeated.
   virtual void Replay(uint64_t key, const std::function<void()>& ops) = 0;
+  // Whether Replay() repeats at all, so that padding a step to a common shape pays.
+  virtual bool replays() const = 0;
 
   virtual void Embed(const EmbedParams& p) = 0;
   virtual void RmsNorm(const RmsNormParams& p) = 0;
@@ -375,6 +384,7 @@ class Backend {
   virtual void Route(const RouteParams& p) = 0;
   virtual void Moe(const MoeParams& p) = 0;
   virtual void AddRows(const AddRowsParams& p) = 0;
+  virtual void CopyRows(const CopyRowsParams& p) = 0;
   virtual void Sample(const SampleParams& p) = 0;
   virtual void StoreTokens(const StoreTokensParams& p) = 0;
   virtual void TokenLogprobs(const TokenLogprobParams& p) = 0;

@@ -7,7 +7,7 @@ packages=(
   build-essential cmake ninja-build pkg-config ccache git
   libgrpc++-dev libprotobuf-dev protobuf-compiler protobuf-compiler-grpc libssl-dev
   libopenmpi-dev openmpi-bin nlohmann-json3-dev libspdlog-dev libfmt-dev libcli11-dev
-  libpcre2-dev catch2 python3 python3-venv
+  libpcre2-dev catch2 procps python3 python3-venv
 )
 
 missing=()

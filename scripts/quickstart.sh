@@ -14,6 +14,7 @@ Ctrl-C at the prompt, or /exit, stops all that was started. Logs: build/quicksta
 TEXT
 }
 
+called_from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ranks=2
 model=""
@@ -24,7 +25,7 @@ while [[ $# -gt 0 ]]; do
       [[ $# -ge 2 ]] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
       case "$1" in
         --prompt) prompt=(--prompt "$2") ;;
-        --model) model="$2" ;;
+        --model) [[ "$2" == /* ]] && model="$2" || model="$called_from/$2" ;;
         --ranks) ranks="$2" ;;
       esac
       shift 2
@@ -49,10 +50,10 @@ stop_all() {
   trap - EXIT INT TERM
   local pid
   for pid in "$workers_pid" "$server_pid"; do
-    [[ -n "$pid" ]] && kill -TERM "$pid" 2>/dev/null
+    [[ -z "$pid" ]] || kill -TERM "$pid" 2>/dev/null || true
   done
   for pid in "$workers_pid" "$server_pid"; do
-    [[ -n "$pid" ]] && wait "$pid" 2>/dev/null
+    [[ -z "$pid" ]] || wait "$pid" 2>/dev/null || true  # what a signal ended has no status of 0
   done
   return 0
 }
@@ -71,12 +72,14 @@ build_all() {
     cmake --preset release -DHADAL_TESTS=OFF >"$logs/build.log" 2>&1 ||
       { tail -20 "$logs/build.log" >&2; fail "configuring failed; see $logs/build.log"; }
   fi
-  if ! cmake --build build/release --target hadal-server hadal-worker hadal -- -n |
-      grep -q 'no work to do'; then
-    echo "Building (some minutes the first time; progress in $logs/build.log)..." >&2
-  fi
+  # Said only when there is something to build, which takes longer than this.
+  (sleep 3 && echo "Building (some minutes the first time; progress in $logs/build.log)..." >&2) &
+  local notice=$! built=0
   cmake --build build/release --parallel "$(nproc)" --target hadal-server hadal-worker hadal \
-    >>"$logs/build.log" 2>&1 ||
+    >>"$logs/build.log" 2>&1 || built=$?
+  kill "$notice" 2>/dev/null || true
+  wait "$notice" 2>/dev/null || true
+  [[ $built -eq 0 ]] ||
     { tail -20 "$logs/build.log" >&2; fail "the build failed; see $logs/build.log"; }
 }
 

@@ -42,7 +42,7 @@ run_ctest() {
 step "packages" scripts/install_deps.sh
 step "python" scripts/python_env.sh
 for build in "${builds[@]}"; do
-  step "configure: $build" cmake --preset "$build"
+  step "configure: $build" cmake --preset "$build" -DHADAL_TESTS=ON
   step "build: $build" cmake --build "build/$build" --parallel "$jobs"
   run_ctest "$build"
 done

@@ -13,7 +13,7 @@
 #include "common/model_config.h"
 #include "common/safetensors.h"
 #include "common/tensor_inventory.h"
-#include "kernels/cpu/cpu_backend.h"
+#include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
 #include "worker/model/model.h"
 #include "worker/options.h"
@@ -44,7 +44,7 @@ void SetUpLog(const WorkerOptions& options, const MpiPlace& place) {
 
 // The same verdict on every rank: OK, or the error of the lowest rank that has one (others only learn
 // that there is one).
-Status Agree(const Status& own, Communicator* world) {
+Status Agree(const Status& own, HostCommunicator* world) {
   const int32_t failed = own.ok() ? 0 : 1;
   std::vector<int32_t> all(world->size());
   world->AllGather(&failed, all.data(), sizeof(failed));
@@ -86,6 +86,7 @@ class Worker {
 
   Status Run() {
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
     StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
@@ -105,18 +106,26 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
     const int threads = options_.threads > 0 ? options_.threads
                                              : std::max(1, UsableCores() / place_.local_ranks);
-    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = threads, .isa = options_.isa}));
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
+                                                  .threads = threads,
+                                                  .local_rank = place_.local_rank,
+                                                  .weights = config_.dtype}));
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;
     capacity_.max_step_tokens = options_.max_step_tokens;
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
-    const int64_t available = AvailableMemoryPerRank(place_.local_ranks);
+    const int64_t available = backend_->AvailableBytes(place_.local_ranks);
     HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
                            DecideKvBlocks(config_, plan, {options_.kv_blocks, options_.kv_memory},
                                           available));
     spdlog::info("{}; layout {} x {}; memory: {}", backend_->name(), layout_.tensor_parallel,
                  layout_.data_parallel, DescribeMemoryPlan(plan, capacity_.kv_blocks, available));
+    return OkStatus();
+  }
+
+  Status Connect() {
+    HADAL_ASSIGN_OR_RETURN(comm_, ConnectBackend(comm_, *backend_, layout_, options_.step_timeout_s));
     return OkStatus();
   }
 
@@ -131,7 +140,8 @@ class Worker {
   ModelOptions ModelConfigOptions(int32_t kv_blocks) const {
     return {.kv_blocks = kv_blocks,
             .max_step_tokens = options_.max_step_tokens,
-            .max_step_logits = StepRunner::kLogitRows};
+            .max_rows = options_.max_slots,
+            .max_step_logits = StepRunner::LogitRows(*backend_, options_.max_slots)};
   }
 
   Status LoadModel() {
@@ -156,7 +166,7 @@ class Worker {
       spdlog::info("joined {} as epoch {}", options_.server, (*channel)->epoch());
       Status ended;
       try {
-        ended = LeadEpoch(channel->get(), runner, comm_.world.get());
+        ended = LeadEpoch(channel->get(), runner, comm_.world.get(), layout_.data_parallel > 1);
       } catch (const std::exception& e) {
         (*channel)->SendFailure(fmt::format("rank 0 on {}: {}", HostName(), e.what()));
         throw;

@@ -2,6 +2,7 @@
 
 #include <CLI/CLI.hpp>
 
+#include "worker/backends.h"
 #include "worker/runtime/memory_budget.h"
 
 namespace hadal {
@@ -26,10 +27,10 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
       ->check(CLI::Range(1, 1024))
       ->capture_default_str();
   app->add_option("--backend", o->backend, "what computes")
-      ->check(CLI::IsMember({"cpu"}))
+      ->check(CLI::IsMember(BackendNames()))
       ->capture_default_str();
   app->add_option("--cpu-isa", o->isa,
-                  "instruction set of the CPU kernels (default: the best of this machine)");
+                  "instruction set of the cpu backend (default: the best of this machine)");
   app->add_option("--threads", o->threads, "threads of this rank (default: cores / ranks on the host)")
       ->check(CLI::Range(1, 1024));
   auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,

@@ -7,7 +7,7 @@
 
 namespace hadal {
 
-void StoreLatent(const StoreLatentParams& p, CpuContext& context) {
+void StoreLatent(const MlaInputParams& p, CpuContext& context) {
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   const VectorKernels& kernels = VectorKernelsFor(context.isa);
   const auto* kv_a = static_cast<const float*>(p.kv_a);
@@ -18,6 +18,7 @@ void StoreLatent(const StoreLatentParams& p, CpuContext& context) {
         ScratchArena::Scope scope(arena);
         float* row = arena.Allocate<float>(dim);
         for (int64_t t = begin; t < end; ++t) {
+          if (p.positions[t] < 0) continue;
           std::memcpy(row, kv_a + t * p.kv_a_stride, static_cast<size_t>(dim) * sizeof(float));
           const float square = kernels.add_square(row, nullptr, p.latent_rank);
           const float factor = 1.0f / std::sqrt(square / static_cast<float>(p.latent_rank) + p.eps);

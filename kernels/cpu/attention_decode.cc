@@ -151,18 +151,18 @@ class DecodeAttention {
 
 void MlaDecode(const MlaDecodeParams& p, CpuContext& context) {
   int64_t count = 0;
-  for (int r = 0; r < p.num_rows; ++r) count += p.rows[r].num_tokens;
+  for (int r = 0; r < p.rows.num_rows; ++r) count += p.rows.rows[r].num_tokens;
   if (count == 0 || p.heads == 0) return;
   ScratchArena::Scope scope(context.shared);
   auto* queries = context.shared.Allocate<Query>(count);
   Query* next = queries;
-  for (int r = 0; r < p.num_rows; ++r) {
-    const AttentionRow& row = p.rows[r];
+  for (int r = 0; r < p.rows.num_rows; ++r) {
+    const AttentionRow& row = p.rows.rows[r];
     for (int i = 0; i < row.num_tokens; ++i) {
       const int64_t keys = int64_t{row.start_pos} + i + 1;
       const int64_t parts = kSplitKeys * kMaxSplits;
-      *next++ = {row.first_token + i, keys, row.blocks, kSplitKeys * ((keys + parts - 1) / parts),
-                 0};
+      *next++ = {row.first_token + i, keys, p.rows.block_tables + row.first_block,
+                 kSplitKeys * ((keys + parts - 1) / parts), 0};
     }
   }
   DecodeAttention attention(p, context);

@@ -4,6 +4,7 @@
 
 #include "kernels/cpu/attention_cache.h"
 #include "kernels/cpu/ops.h"
+#include "kernels/cpu/packed_weight.h"
 
 // A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
 // row's queries see them before it goes on to the next tile. Tiles are cache blocks, so a query
@@ -83,22 +84,22 @@ class PrefillAttention {
   }
 
   void ReadQueries(const Unit& unit, float* out) const {
-    const auto* q = static_cast<const float*>(p_.q);
+    const auto* q = static_cast<const float*>(p_.q) + unit.head * qk_dim_;
     for (int i = unit.begin; i < unit.end; ++i, out += qk_dim_) {
       const int64_t token = unit.row->first_token + i;
-      std::memcpy(out, q + (token * p_.heads + unit.head) * qk_dim_,
-                  static_cast<size_t>(qk_dim_) * sizeof(float));
+      std::memcpy(out, q + token * p_.q_stride, static_cast<size_t>(qk_dim_) * sizeof(float));
     }
   }
 
   // Keys and values of the positions first .. first + keys; rows behind them are zero.
   void MakeTile(const Unit& unit, int64_t first, int keys, const Buffers& b,
                 ScratchArena& arena) const {
-    cache_.ReadTile(unit.row->blocks, first, keys, b.latent, latent_stride_);
-    MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uk[unit.head], b.keys, qk_dim_, context_.isa,
-                 arena);
-    MatMulSerial(b.latent, latent_stride_, keys, *p_.w_uv[unit.head], b.values, v_stride_,
+    cache_.ReadTile(p_.rows.block_tables + unit.row->first_block, first, keys, b.latent,
+                    latent_stride_);
+    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uk)[unit.head], b.keys, qk_dim_,
                  context_.isa, arena);
+    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uv)[unit.head], b.values,
+                 v_stride_, context_.isa, arena);
     for (int j = 0; j < keys; ++j) {
       std::memcpy(b.keys + j * qk_dim_ + p_.nope_dim,
                   b.latent + j * latent_stride_ + p_.latent_rank,
@@ -142,23 +143,23 @@ class PrefillAttention {
 
 // Into how many pieces a row's queries are cut: more than one costs the tiles again.
 int64_t PiecesPerRow(const MlaPrefillParams& p, const AttentionRow& row, int threads) {
-  const int64_t wanted = (2 * threads - 1) / (int64_t{p.num_rows} * p.heads) + 1;
+  const int64_t wanted = (2 * threads - 1) / (int64_t{p.rows.num_rows} * p.heads) + 1;
   return threads == 1 ? 1 : std::clamp<int64_t>(row.num_tokens / kMinQueries, 1, wanted);
 }
 
 }  // namespace
 
 void MlaPrefill(const MlaPrefillParams& p, CpuContext& context) {
-  if (p.num_rows == 0 || p.heads == 0) return;
+  if (p.rows.num_rows == 0 || p.heads == 0) return;
   ScratchArena::Scope scope(context.shared);
   int64_t count = 0;
-  for (int r = 0; r < p.num_rows; ++r) {
-    count += PiecesPerRow(p, p.rows[r], context.pool->size()) * p.heads;
+  for (int r = 0; r < p.rows.num_rows; ++r) {
+    count += PiecesPerRow(p, p.rows.rows[r], context.pool->size()) * p.heads;
   }
   auto* units = context.shared.Allocate<Unit>(count);
   Unit* next = units;
-  for (int r = 0; r < p.num_rows; ++r) {
-    const AttentionRow& row = p.rows[r];
+  for (int r = 0; r < p.rows.num_rows; ++r) {
+    const AttentionRow& row = p.rows.rows[r];
     const int64_t pieces = PiecesPerRow(p, row, context.pool->size());
     for (int head = 0; head < p.heads; ++head) {
       for (int64_t i = 0; i < pieces; ++i) {

@@ -9,7 +9,7 @@ void Embed(const EmbedParams& p, CpuContext& context) {
   context.pool->ParallelFor(p.tokens, 16, [&](int64_t begin, int64_t end, int) {
     for (int64_t t = begin; t < end; ++t) {
       float* row = out + t * p.dim;
-      const int64_t id = p.ids[t];
+      const int64_t id = p.ids[t] >= 0 ? p.ids[t] : p.last_tokens[-1 - p.ids[t]];
       if (id < p.vocab_begin || id >= p.vocab_end) {
         std::memset(row, 0, static_cast<size_t>(p.dim) * sizeof(float));
       } else if (p.table_dtype == DType::kF32) {

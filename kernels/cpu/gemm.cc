@@ -211,13 +211,17 @@ void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const 
     return;
   }
   const int64_t size = HalfActivations(w, kernels) ? 2 : 4;
+  const auto store = [&](const float* values, int64_t n, char* out) {
+    if (HalfActivations(w, kernels)) return kernels.round(values, n, out);
+    std::memcpy(out, values, static_cast<size_t>(n) * sizeof(float));
+  };
   int64_t at = 0;
   if (w.lead > 0) {
-    kernels.round(x, w.lead, row);
+    store(x, w.lead, row);
     std::memset(row + w.lead * size, 0, static_cast<size_t>(size));
     at = w.lead + 1;
   }
-  kernels.round(x + w.lead, w.k - w.lead, row + at * size);
+  store(x + w.lead, w.k - w.lead, row + at * size);
   at += w.k - w.lead;
   std::memset(row + at * size, 0, static_cast<size_t>((w.steps * 2 - at) * size));
 }

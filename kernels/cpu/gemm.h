@@ -10,8 +10,8 @@ namespace hadal {
 
 const GemmKernels& GemmKernelsFor(CpuIsa isa);
 
-// Rows of activations in the form that the kernels of one weight read: rounded to bf16 unless the
-// weight is F32, zeros inserted where the packed weight has them, padded to whole steps.
+// Rows of activations in the form that the kernels of one weight read: bf16 where they multiply
+// that, zeros inserted where the packed weight has them, padded to whole steps.
 struct GemmRows {
   char* data = nullptr;
   int64_t stride = 0;  // bytes

@@ -145,26 +145,6 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
   }
 }
 
-// As FloatToBf16() does, NaN included.
-void Round(const float* x, int64_t n, void* out) {
-  auto* rounded = static_cast<float*>(out);
-  const __m256i one = _mm256_set1_epi32(1), half = _mm256_set1_epi32(0x7fff);
-  const __m256i high = _mm256_set1_epi32(static_cast<int>(0xffff0000u));
-  for (int64_t i = 0; i < n; i += 8) {
-    const __m256i lane = _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7);
-    const int left = n - i < 8 ? static_cast<int>(n - i) : 8;
-    const __m256i mask = _mm256_cmpgt_epi32(_mm256_set1_epi32(left), lane);
-    const __m256 value = _mm256_maskload_ps(x + i, mask);
-    const __m256i bits = _mm256_castps_si256(value);
-    const __m256i tie = _mm256_and_si256(_mm256_srli_epi32(bits, 16), one);
-    __m256i result = _mm256_add_epi32(bits, _mm256_add_epi32(half, tie));
-    const __m256i nan = _mm256_castps_si256(_mm256_cmp_ps(value, value, _CMP_UNORD_Q));
-    const __m256i quiet = _mm256_or_si256(bits, _mm256_set1_epi32(0x400000));
-    result = _mm256_and_si256(_mm256_blendv_epi8(result, quiet, nan), high);
-    _mm256_maskstore_ps(rounded + i, mask, _mm256_castsi256_ps(result));
-  }
-}
-
 }  // namespace
 
 const GemmKernels kGemmAvx2 = {
@@ -176,7 +156,7 @@ const GemmKernels kGemmAvx2 = {
     .f8_rows = 0,
     .f8 = nullptr,
     .expand_f8 = ExpandF8,
-    .round = Round,
+    .round = nullptr,
 };
 
 }  // namespace hadal

@@ -199,23 +199,6 @@ constexpr GemmFn kF8Table[kF8Rows][4] = {HADAL_GEMM_WIDE(F8Block, 1), HADAL_GEMM
 void F8(const GemmBlock& g) { kF8Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
 void Bf16(const GemmBlock& g) { kBf16Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
 
-// As FloatToBf16() does, NaN included.
-void Round(const float* x, int64_t n, void* out) {
-  auto* rounded = static_cast<float*>(out);
-  const __m512i one = _mm512_set1_epi32(1), half = _mm512_set1_epi32(0x7fff);
-  for (int64_t i = 0; i < n; i += 16) {
-    const auto mask = static_cast<__mmask16>(n - i < 16 ? (1u << (n - i)) - 1 : 0xffffu);
-    const __m512 value = _mm512_maskz_loadu_ps(mask, x + i);
-    const __m512i bits = _mm512_castps_si512(value);
-    const __m512i tie = _mm512_and_si512(_mm512_srli_epi32(bits, 16), one);
-    __m512i result = _mm512_add_epi32(bits, _mm512_add_epi32(half, tie));
-    const __mmask16 nan = _mm512_cmp_ps_mask(value, value, _CMP_UNORD_Q);
-    result = _mm512_mask_or_epi32(result, nan, bits, _mm512_set1_epi32(0x400000));
-    result = _mm512_and_si512(result, _mm512_set1_epi32(static_cast<int>(0xffff0000u)));
-    _mm512_mask_storeu_ps(rounded + i, mask, _mm512_castsi512_ps(result));
-  }
-}
-
 }  // namespace
 
 void GemmF32Avx512(const GemmBlock& g) { kF32Table[g.rows - 1][__builtin_ctz(g.panels)](g); }
@@ -234,7 +217,7 @@ const GemmKernels kGemmAvx512 = {
     .f8_rows = kF8Rows,
     .f8 = F8,
     .expand_f8 = ExpandF8Avx512,
-    .round = Round,
+    .round = nullptr,
 };
 
 }  // namespace hadal

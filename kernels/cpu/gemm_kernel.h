@@ -41,7 +41,7 @@ struct GemmKernels {
   GemmFn f8;                             // b: [panels][steps][16] pairs of e4m3; null: f8_rows is 0
   // e4m3 to bf16, exactly. count is a multiple of 32.
   void (*expand_f8)(const uint8_t* codes, int64_t count, uint16_t* out);
-  // Rounds to bf16 (nearest even), stored as `bf16_activations` says.
+  // To bf16, nearest even. Null unless bf16_activations: floats are taken as they are.
   void (*round)(const float* x, int64_t n, void* out);
 };
 

@@ -105,11 +105,6 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
   for (int64_t i = 0; i < count; ++i) out[i] = kTable.values[codes[i]];
 }
 
-void Round(const float* x, int64_t n, void* out) {
-  auto* rounded = static_cast<float*>(out);
-  for (int64_t i = 0; i < n; ++i) rounded[i] = Bf16ToFloat(FloatToBf16(x[i]));
-}
-
 }  // namespace
 
 const GemmKernels kGemmPortable = {
@@ -121,7 +116,7 @@ const GemmKernels kGemmPortable = {
     .f8_rows = 0,
     .f8 = nullptr,
     .expand_f8 = ExpandF8,
-    .round = Round,
+    .round = nullptr,
 };
 
 }  // namespace hadal

@@ -23,7 +23,8 @@ void Report(const std::string& what, double seconds, double bytes, double flops,
   std::fflush(stdout);
 }
 
-std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, ThreadPool& pool) {
+std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, ThreadPool& pool,
+                                           int count) {
   std::vector<uint8_t> data(static_cast<size_t>(n * k * DTypeSize(dtype)));
   std::minstd_rand rng(1);
   if (dtype == DType::kF8E4M3) {
@@ -38,7 +39,7 @@ std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, Th
   const std::vector<float> scales(static_cast<size_t>((n / 128 + 1) * (k / 128 + 1)), 1.0f);
   const WeightSource source{.data = data.data(), .dtype = dtype, .n = n, .k = k, .row_stride = k,
                             .scale = scales.data(), .scale_stride = k / 128 + 1};
-  return PackCpuWeight({source}, pool);
+  return PackCpuWeight(std::vector<StackedSource>(static_cast<size_t>(count), {source}), pool);
 }
 
 namespace {
@@ -79,12 +80,12 @@ void BenchMoe(DType dtype, const Setup& setup) {
   const int experts = 40;
   const int64_t dim = 2048, width = 1408;
   std::vector<std::unique_ptr<PackedWeight>> weights;
-  std::vector<const PackedWeight*> w13, w2;
+  std::vector<const CpuPackedWeight*> w13, w2;
   for (int e = 0; e < experts; ++e) {
     weights.push_back(RandomPacked(2 * width, dim, dtype, *setup.pool));
-    w13.push_back(weights.back().get());
+    w13.push_back(CpuMatrices(weights.back().get())[0]);
     weights.push_back(RandomPacked(dim, width, dtype, *setup.pool));
-    w2.push_back(weights.back().get());
+    w2.push_back(CpuMatrices(weights.back().get())[0]);
   }
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
@@ -117,24 +118,19 @@ void BenchMoe(DType dtype, const Setup& setup) {
 void BenchHeads(const Setup& setup) {
   const int heads = 16;
   const int64_t n = 512, k = 128;
-  std::vector<std::unique_ptr<PackedWeight>> weights;
-  std::vector<const PackedWeight*> w;
-  for (int h = 0; h < heads; ++h) {
-    weights.push_back(RandomPacked(n, k, DType::kBF16, *setup.pool));
-    w.push_back(weights.back().get());
-  }
+  const auto w = RandomPacked(n, k, DType::kBF16, *setup.pool, heads);
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
     for (const int m : {1, 16, 512}) {
       std::vector<float> x(static_cast<size_t>(m * heads * k), 0.5f);
       std::vector<float> y(static_cast<size_t>(m * heads * n));
       const double seconds = BestSeconds(setup.seconds, [&] {
-        HeadMatMul({.x = x.data(), .x_stride = heads * k, .x_head_stride = k, .w = w.data(),
+        HeadMatMul({.x = x.data(), .x_stride = heads * k, .x_head_stride = k, .w = w.get(),
                     .y = y.data(), .y_stride = heads * n, .y_head_stride = n, .m = m,
                     .heads = heads}, context);
       });
       Report(fmt::format("head matmul {} 16 heads {}x{} m={}", CpuIsaName(ceilings.isa), n, k, m),
-             seconds, static_cast<double>(heads * w[0]->bytes),
+             seconds, static_cast<double>(w->bytes),
              2.0 * heads * static_cast<double>(n * k) * m, ceilings, false);
     }
   }

@@ -46,7 +46,8 @@ void Report(const std::string& what, double seconds, double bytes, double flops,
             const Ceilings& ceilings, bool f32);
 
 // An [n, k] matrix of random bits that make ordinary numbers in every dtype.
-std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, ThreadPool& pool);
+std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, ThreadPool& pool,
+                                           int count = 1);
 
 void BenchDecodeAttention(const Setup& setup);
 void BenchPrefillAttention(const Setup& setup);

@@ -14,20 +14,18 @@ constexpr int kHeads = 16, kLatent = 512, kNope = 128, kRope = 64, kV = 128;  //
 // A bf16 cache with `sequences` contexts.
 struct Cache {
   std::vector<bf16_t> data;
-  std::vector<std::vector<int32_t>> tables;
+  std::vector<int32_t> tables;  // [sequences, blocks]
+  int blocks;
 
   Cache(int sequences, int context) {
-    const int blocks = (context + kBlockSize - 1) / kBlockSize;
+    blocks = (context + kBlockSize - 1) / kBlockSize;
     data.resize(static_cast<size_t>(sequences) * static_cast<size_t>(blocks) * kBlockSize *
                 (kLatent + kRope));
     for (size_t i = 0; i < data.size(); ++i) {
       data[i] = FloatToBf16(std::sin(static_cast<float>(i % 9973)));
     }
-    tables.resize(static_cast<size_t>(sequences));
-    for (int b = 0; b < blocks; ++b) {
-      for (int s = 0; s < sequences; ++s) {
-        tables[static_cast<size_t>(s)].push_back(b * sequences + s);
-      }
+    for (int s = 0; s < sequences; ++s) {
+      for (int b = 0; b < blocks; ++b) tables.push_back(b * sequences + s);
     }
   }
 };
@@ -45,7 +43,7 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
   std::vector<float> out(q_latent.size());
   std::vector<AttentionRow> rows;
   for (int s = 0; s < sequences; ++s) {
-    rows.push_back({s, 1, context - 1, cache.tables[static_cast<size_t>(s)].data()});
+    rows.push_back({s, 1, context - 1, s * cache.blocks});
   }
   const double keys = static_cast<double>(sequences) * context;
   for (const Ceilings& ceilings : setup.isas) {
@@ -53,7 +51,9 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
     const double seconds = BestSeconds(setup.seconds, [&] {
       MlaDecode({.q_latent = q_latent.data(), .q_rope = q_rope.data(),
                  .q_rope_stride = kHeads * kRope, .q_rope_head_stride = kRope, .out = out.data(),
-                 .rows = rows.data(), .num_rows = sequences, .cache = cache.data.data(),
+                 .rows = {.rows = rows.data(), .num_rows = sequences,
+                          .block_tables = cache.tables.data(), .tokens = sequences},
+                 .cache = cache.data.data(),
                  .heads = kHeads, .latent_rank = kLatent, .rope_dim = kRope, .scale = 0.1f}, op);
     });
     Report(fmt::format("decode {} {} x context {}", CpuIsaName(ceilings.isa), sequences, context),
@@ -64,17 +64,11 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
 
 void BenchPrefill(int start, int tokens, const Setup& setup) {
   const Cache cache(1, start + tokens);
-  std::vector<std::unique_ptr<PackedWeight>> weights;
-  std::vector<const PackedWeight*> w_uk, w_uv;
-  for (int h = 0; h < kHeads; ++h) {
-    weights.push_back(RandomPacked(kNope, kLatent, DType::kBF16, *setup.pool));
-    w_uk.push_back(weights.back().get());
-    weights.push_back(RandomPacked(kV, kLatent, DType::kBF16, *setup.pool));
-    w_uv.push_back(weights.back().get());
-  }
+  const auto w_uk = RandomPacked(kNope, kLatent, DType::kBF16, *setup.pool, kHeads);
+  const auto w_uv = RandomPacked(kV, kLatent, DType::kBF16, *setup.pool, kHeads);
   const std::vector<float> q = Wave(int64_t{tokens} * kHeads * (kNope + kRope));
   std::vector<float> out(static_cast<size_t>(tokens) * kHeads * kV);
-  const AttentionRow row{0, tokens, start, cache.tables[0].data()};
+  const AttentionRow row{0, tokens, start, 0};
   // Pairs of a query and a key that it sees, and the keys that are made.
   const double keys = start + tokens, pairs = tokens * (start + (tokens + 1) / 2.0);
   const double make = keys * kHeads * kLatent * (kNope + kV) * 2;
@@ -82,8 +76,10 @@ void BenchPrefill(int start, int tokens, const Setup& setup) {
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext op(setup.pool, ceilings.isa);
     const double seconds = BestSeconds(setup.seconds, [&] {
-      MlaPrefill({.q = q.data(), .out = out.data(), .rows = &row, .num_rows = 1,
-                  .cache = cache.data.data(), .w_uk = w_uk.data(), .w_uv = w_uv.data(),
+      MlaPrefill({.q = q.data(), .q_stride = kHeads * (kNope + kRope), .out = out.data(),
+                  .rows = {.rows = &row, .host_rows = &row, .num_rows = 1,
+                           .block_tables = cache.tables.data(), .tokens = tokens},
+                  .cache = cache.data.data(), .w_uk = w_uk.get(), .w_uv = w_uv.get(),
                   .heads = kHeads, .latent_rank = kLatent, .nope_dim = kNope, .rope_dim = kRope,
                   .v_dim = kV, .scale = 0.1f}, op);
     });

@@ -17,7 +17,7 @@ int64_t ConvertRowsGrain(int64_t k) {
 
 void MatMul(const MatMulParams& p, CpuContext& context) {
   if (p.m == 0) return;
-  const auto& w = static_cast<const CpuPackedWeight&>(*p.w);
+  const CpuPackedWeight& w = *CpuMatrices(p.w)[0];
   const GemmKernels& kernels = GemmKernelsFor(context.isa);
   const auto* x = static_cast<const float*>(p.x);
   ScratchArena::Scope scope(context.shared);
@@ -40,7 +40,7 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
   ScratchArena::Scope scope(context.shared);
   auto* jobs = context.shared.Allocate<GemmJob>(p.heads);
   for (int h = 0; h < p.heads; ++h) {
-    const auto& w = static_cast<const CpuPackedWeight&>(*p.w[h]);
+    const CpuPackedWeight& w = *CpuMatrices(p.w)[h];
     GemmRows rows{nullptr, GemmRowStride(w, kernels)};
     rows.data = context.shared.Allocate<char>(rows.stride * p.m);
     jobs[h] = {&w, rows, p.m, y + h * p.y_head_stride, p.y_stride};
@@ -56,9 +56,20 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context) {
   RunGemmJobs(jobs, p.heads, context);
 }
 
-void MatMulSerial(const float* x, int64_t x_stride, int m, const PackedWeight& weight, float* y,
+void Mlp(const MlpParams& p, CpuContext& context) {
+  if (p.tokens == 0) return;
+  ScratchArena::Scope scope(context.shared);
+  float* gate_up = context.shared.Allocate<float>(p.tokens * 2 * p.width);
+  float* hidden = context.shared.Allocate<float>(p.tokens * p.width);
+  MatMul({.x = p.x, .x_stride = p.w13->k, .w = p.w13, .y = gate_up, .y_stride = 2 * p.width,
+          .m = p.tokens}, context);
+  SiluMul({.gate_up = gate_up, .out = hidden, .rows = p.tokens, .width = p.width}, context);
+  MatMul({.x = hidden, .x_stride = p.width, .w = p.w2, .y = p.out, .y_stride = p.w2->n,
+          .m = p.tokens}, context);
+}
+
+void MatMulSerial(const float* x, int64_t x_stride, int m, const CpuPackedWeight& w, float* y,
                   int64_t y_stride, CpuIsa isa, ScratchArena& scratch) {
-  const auto& w = static_cast<const CpuPackedWeight&>(weight);
   const GemmKernels& kernels = GemmKernelsFor(isa);
   ScratchArena::Scope scope(scratch);
   GemmRows rows{nullptr, GemmRowStride(w, kernels)};

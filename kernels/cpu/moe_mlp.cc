@@ -42,19 +42,18 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
   for (int e = 0; e < p.experts; ++e) {
     const int32_t begin = p.expert_offsets[e], rows = p.expert_offsets[e + 1] - begin;
     if (rows == 0) continue;
-    const auto* w13 = static_cast<const CpuPackedWeight*>(p.w13[e]);
-    const auto* w2 = static_cast<const CpuPackedWeight*>(p.w2[e]);
+    const auto* w13 = p.w13[e];
+    const auto* w2 = p.w2[e];
     experts[count] = {w13, w2, begin, rows, AllocateRows(*w13, kernels, rows, arena),
                       AllocateRows(*w2, kernels, rows, arena)};
     jobs[count] = {w13, experts[count].x, rows, gate_up + begin * 2 * p.width, 2 * p.width};
     ++count;
   }
 
-  const auto* x = static_cast<const float*>(p.x);
   context.pool->ParallelFor(p.rows, 8, [&](int64_t begin, int64_t end, int) {
     for (int64_t r = begin; r < end; ++r) {
       const ExpertRows& e = ExpertOf(experts, count, r);
-      ConvertGemmRow(*e.w13, kernels, x + p.row_token[r] * p.dim, e.x.row(r - e.begin));
+      ConvertGemmRow(*e.w13, kernels, p.x + p.row_token[r] * p.dim, e.x.row(r - e.begin));
     }
   });
   RunGemmJobs(jobs, count, context);
@@ -67,10 +66,9 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
       ConvertGemmRow(*e.w2, kernels, gate, e.hidden.row(r - e.begin));
     }
   });
-  auto* out = static_cast<float*>(p.row_out);
   for (int i = 0; i < count; ++i) {
     const ExpertRows& e = experts[i];
-    jobs[i] = {e.w2, e.hidden, e.rows, out + e.begin * p.dim, p.dim};
+    jobs[i] = {e.w2, e.hidden, e.rows, p.row_out + e.begin * p.dim, p.dim};
   }
   RunGemmJobs(jobs, count, context);
 }

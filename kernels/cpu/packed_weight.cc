@@ -132,10 +132,7 @@ int64_t Phase(const WeightSource& source) {
   return (source.transposed ? source.row_offset : source.col_offset) % source.scale_block;
 }
 
-}  // namespace
-
-std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<WeightSource>& sources,
-                                            ThreadPool& pool) {
+std::unique_ptr<CpuPackedWeight> PackMatrix(const StackedSource& sources, ThreadPool& pool) {
   HADAL_CHECK(!sources.empty(), "nothing to pack");
   const WeightSource& first = sources.front();
   const int64_t phase = Phase(first);
@@ -156,6 +153,28 @@ std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<WeightSource>& sou
     for (int64_t panel = begin; panel < end; ++panel) PackPanel(packed, sources, panel);
   });
   return weight;
+}
+
+}  // namespace
+
+std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<StackedSource>& matrices,
+                                            ThreadPool& pool) {
+  HADAL_CHECK(!matrices.empty(), "nothing to pack");
+  auto batch = std::make_unique<CpuWeightBatch>();
+  for (const StackedSource& sources : matrices) {
+    batch->owned.push_back(PackMatrix(sources, pool));
+    const CpuPackedWeight& matrix = *batch->owned.back();
+    batch->matrices.push_back(&matrix);
+    batch->bytes += matrix.bytes;
+    HADAL_CHECK(matrix.n == batch->matrices[0]->n && matrix.k == batch->matrices[0]->k &&
+                    matrix.dtype == batch->matrices[0]->dtype,
+                "matrices of one batch differ in shape");
+  }
+  batch->count = static_cast<int>(matrices.size());
+  batch->n = batch->matrices[0]->n;
+  batch->k = batch->matrices[0]->k;
+  batch->dtype = batch->matrices[0]->dtype;
+  return batch;
 }
 
 int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype) {

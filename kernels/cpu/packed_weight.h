@@ -13,7 +13,7 @@ namespace hadal {
 // Outputs per panel: the unit of every matmul kernel.
 inline constexpr int kPanel = 16;
 
-// A matrix cut into panels of 16 outputs, each contiguous along k, zero-padded:
+// One matrix cut into panels of 16 outputs, each contiguous along k, zero-padded:
 //   kBF16    [panels][steps][16][2] bf16, a step being a pair of inputs
 //   kF8E4M3  [panels][steps][16][2] bytes, and scales [panels][blocks][16] float
 //   kF32     [panels][steps][16] float, a step being one input
@@ -40,8 +40,19 @@ struct CpuPackedWeight : PackedWeight {
   }
 };
 
+// What Backend::Pack() returns: matrices of one shape, each in memory of its own.
+struct CpuWeightBatch : PackedWeight {
+  std::vector<std::unique_ptr<CpuPackedWeight>> owned;  // [count]
+  std::vector<const CpuPackedWeight*> matrices;         // [count] the same
+};
+
+// The matrices of an op's weight. REQUIRES: it came from this backend.
+inline const std::vector<const CpuPackedWeight*>& CpuMatrices(const PackedWeight* weight) {
+  return static_cast<const CpuWeightBatch*>(weight)->matrices;
+}
+
 // Contract of Backend::Pack(). `scale_block` must be even.
-std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<WeightSource>& sources,
+std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<StackedSource>& matrices,
                                             ThreadPool& pool);
 int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype);
 

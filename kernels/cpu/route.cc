@@ -108,6 +108,11 @@ void Route(const RouteParams& p, CpuContext& context) {
     const Router router{p, kernels, arena.Allocate<float>(p.experts),
                         arena.Allocate<float>(p.groups), arena.Allocate<bool>(p.experts)};
     for (int64_t t = begin; t < end; ++t) {
+      if (p.positions != nullptr && p.positions[t] < 0) {
+        std::fill_n(p.ids + t * p.top_k, p.top_k, -1);
+        std::fill_n(p.weights + t * p.top_k, p.top_k, 0.0f);
+        continue;
+      }
       router.Score(scores + t * p.experts);
       router.Choose(scores + t * p.experts, p.ids + t * p.top_k, p.weights + t * p.top_k);
     }

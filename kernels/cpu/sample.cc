@@ -66,7 +66,7 @@ class Row {
   }
 
   // The `count` most likely, best first.
-  std::vector<TokenLogprob> Top(int count, float log_sum_exp) const {
+  void Top(int count, float log_sum_exp, TokenLogprob* out) const {
     std::vector<Candidate> best;  // a heap, the worst on top
     for (int64_t b = 0; b * kMaxBlock < n_; ++b) {
       const bool full = static_cast<int>(best.size()) == count;
@@ -77,9 +77,7 @@ class Row {
       }
     }
     std::sort_heap(best.begin(), best.end(), Better);
-    std::vector<TokenLogprob> top;
-    for (const Candidate& c : best) top.push_back({c.id, c.logit - log_sum_exp});
-    return top;
+    for (const Candidate& c : best) *out++ = {c.id, c.logit - log_sum_exp};
   }
 
  private:
@@ -158,11 +156,8 @@ class Row {
 };
 
 void SampleRow(const Row& row, const SamplingParams& s, int32_t position, const float* logits,
-               SampleResult* result) {
-  result->top.clear();
-  result->logprob = 0;
-  result->token = 0;
-  result->non_finite = row.non_finite();
+               SampledToken* result, TokenLogprob* top) {
+  *result = {.token = 0, .logprob = 0, .non_finite = row.non_finite() ? 1 : 0};
   if (row.non_finite()) return;
   result->token = s.temperature == 0
                       ? row.Greedy()
@@ -170,7 +165,7 @@ void SampleRow(const Row& row, const SamplingParams& s, int32_t position, const 
   if (s.logprobs < 0) return;
   const float log_sum_exp = row.LogSumExp();
   result->logprob = logits[result->token] - log_sum_exp;
-  if (s.logprobs > 0) result->top = row.Top(s.logprobs, log_sum_exp);
+  if (s.logprobs > 0) row.Top(std::min(s.logprobs, kMaxTopLogprobs), log_sum_exp, top);
 }
 
 }  // namespace
@@ -183,9 +178,15 @@ void Sample(const SampleParams& p, CpuContext& context) {
       ScratchArena::Scope scope(arena);
       const float* logits = p.logits + r * p.vocab;
       SampleRow(Row(logits, p.vocab_limit, kernels, arena), p.sampling[r], p.positions[r], logits,
-                &p.results[r]);
+                &p.out[r], p.top + r * kMaxTopLogprobs);
     }
   });
+}
+
+void StoreTokens(const StoreTokensParams& p, CpuContext&) {
+  for (int i = 0; i < p.rows; ++i) {
+    if (p.slots[i] >= 0) p.last_tokens[p.slots[i]] = p.tokens[i].token;
+  }
 }
 
 void TokenLogprobs(const TokenLogprobParams& p, CpuContext& context) {

@@ -7,6 +7,8 @@
 #include "common/status.h"
 #include "kernels/backend.h"
 
+struct CUstream_st;  // what cudaStream_t points to
+
 namespace hadal {
 
 struct CudaBackendOptions {
@@ -18,7 +20,11 @@ struct CudaBackendOptions {
 int CudaDeviceCount();
 
 // FAILED_PRECONDITION says what is missing: no device, a driver too old, an architecture that this
-// binary was not compiled for.
+// binary was not compiled for. The backend is used on the thread that makes it.
 StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);
+
+// The stream on which a backend runs its ops, for collectives between them. REQUIRES: `backend` comes
+// from MakeCudaBackend and lives as long as the stream is used.
+CUstream_st* CudaBackendStream(const Backend& backend);
 
 }  // namespace hadal

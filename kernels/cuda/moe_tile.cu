@@ -1,49 +1,18 @@
 #include "kernels/cuda/moe_tile.h"
 
-#include <algorithm>
-
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/moe_combine.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace hadal::cuda {
 namespace {
 
 int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
-using EncodeTiled = decltype(&cuTensorMapEncodeTiled);
-
-// The driver's function, found at run time: programs start without a driver too.
-EncodeTiled FindEncodeTiled() {
-  void* function = nullptr;
-  cudaDriverEntryPointQueryResult found;
-  HADAL_CUDA(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                              cudaEnableDefault, &found));
-  if (found != cudaDriverEntryPointSuccess) {
-    ThrowCudaError("cuTensorMapEncodeTiled", __FILE__, __LINE__, "the driver does not have it");
-  }
-  return reinterpret_cast<EncodeTiled>(function);
-}
-
 }  // namespace
 
 CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows) {
-  static const EncodeTiled encode = FindEncodeTiled();
-  const auto element = static_cast<cuuint64_t>(DTypeSize(dtype));
-  const auto stride = static_cast<cuuint64_t>(part.w.stride);
-  const cuuint64_t sizes[2] = {stride, static_cast<cuuint64_t>(part.w.n * part.matrices)};
-  const cuuint64_t strides[1] = {stride * element};
-  const cuuint32_t box[2] = {static_cast<cuuint32_t>(128 / element), static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
-  CUtensorMap map;
-  const CUresult result = encode(
-      &map, dtype == DType::kBF16 ? CU_TENSOR_MAP_DATA_TYPE_BFLOAT16 : CU_TENSOR_MAP_DATA_TYPE_UINT8,
-      2, const_cast<void*>(part.w.data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
-      CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  if (result != CUDA_SUCCESS) {
-    ThrowCudaError("cuTensorMapEncodeTiled", __FILE__, __LINE__, "a weight matrix does not fit it");
-  }
-  return map;
+  const int64_t row_bytes = part.w.stride * DTypeSize(dtype);
+  return TensorMap2d(part.w.data, row_bytes / 2, part.w.n * part.matrices, row_bytes, box_rows);
 }
 
 bool MoeTileFits(const MoeParams& p, const CudaContext& context) {

@@ -171,8 +171,8 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Tile
       if (threadIdx.x == 0) {
         const uint32_t full = memory.full(slot.index), to = memory.weights(slot.index);
         ArriveExpecting(full, Shape::kWeightBytes);
-        CopyTile(to, map, step * Shape::kStepK, row, full);
-        CopyTile(to + Shape::kWeightBytes / 2, map, step * Shape::kStepK, second, full);
+        CopyTile(to, map, step * 64, row, full);
+        CopyTile(to + Shape::kWeightBytes / 2, map, step * 64, second, full);
       }
       gather.Copy(memory.x(slot.index), step);
       CommitCopies();

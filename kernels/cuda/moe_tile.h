@@ -39,7 +39,7 @@ struct TileArgs {
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
 
-// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle.
+// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2 bytes.
 CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows);
 
 // Moe() of many rows per expert.

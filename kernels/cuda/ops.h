@@ -20,6 +20,7 @@ void Mlp(const MlpParams& p, CudaContext& context);
 void Route(const RouteParams& p, CudaContext& context);
 void Moe(const MoeParams& p, CudaContext& context);
 void AddRows(const AddRowsParams& p, CudaContext& context);
+void CopyRows(const CopyRowsParams& p, CudaContext& context);
 void Sample(const SampleParams& p, CudaContext& context);
 void StoreTokens(const StoreTokensParams& p, CudaContext& context);
 void TokenLogprobs(const TokenLogprobParams& p, CudaContext& context);

@@ -12,7 +12,6 @@ namespace {
 constexpr int kMaxStops = 16;
 constexpr size_t kMaxStopBytes = 256;
 constexpr int kMaxStopTokenIds = 64;
-constexpr int kMaxLogprobs = 20;
 // Below this the division of logits by the temperature overflows; the outcome is greedy anyway.
 constexpr float kLeastTemperature = 1e-5f;
 
@@ -115,9 +114,9 @@ Status BuildLimits(const v1::SamplingOptions& wire, std::string_view what, const
 }
 
 Status BuildOutput(const v1::OutputOptions& wire, const ServedModel& model, BuiltRequest* built) {
-  if (wire.has_logprobs() && (wire.logprobs() < 0 || wire.logprobs() > kMaxLogprobs)) {
+  if (wire.has_logprobs() && (wire.logprobs() < 0 || wire.logprobs() > kMaxTopLogprobs)) {
     return InvalidArgument("output.logprobs: {} given, 0 to {} are allowed", wire.logprobs(),
-                           kMaxLogprobs);
+                           kMaxTopLogprobs);
   }
   built->answer.logprobs = wire.has_logprobs();
   built->request.sampling.logprobs = wire.has_logprobs() ? wire.logprobs() : -1;

@@ -52,7 +52,8 @@ def make_model(directory, with_tokenizer=True):
 class Deployment:
     """One server and, while started, one worker group."""
 
-    def __init__(self, model, *server_flags, ranks=2, worker_flags=(),
+    def __init__(self, model, *server_flags, ranks=2,
+                 worker_flags=("--threads", "1", "--kv-blocks", "1024"),
                  worker_listen="127.0.0.1:0"):
         self.model, self.ranks, self.worker_flags = model, ranks, worker_flags
         self.logs = tempfile.TemporaryDirectory(prefix="hadal-e2e-")
@@ -96,7 +97,7 @@ class Deployment:
             self.workers = subprocess.Popen(
                 ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(self.ranks),
                  binary("hadal-worker"), "--model", self.model, "--server", self.worker_address,
-                 "--threads", "1", "--kv-blocks", "1024", *self.worker_flags],
+                 *self.worker_flags],
                 stdout=log, stderr=log, env=ENV, start_new_session=True)
         if wait:
             self.wait_ready(True)

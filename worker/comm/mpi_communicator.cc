@@ -114,6 +114,7 @@ MpiPlace GetMpiPlace() {
   MPI_Comm_size(MPI_COMM_WORLD, &place.world);
   MPI_Comm host;
   MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, place.rank, MPI_INFO_NULL, &host);
+  MPI_Comm_rank(host, &place.local_rank);
   MPI_Comm_size(host, &place.local_ranks);
   MPI_Comm_free(&host);
   return place;
@@ -131,8 +132,8 @@ StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options) {
   MPI_Comm_dup(MPI_COMM_WORLD, &world);
   MPI_Comm tensor;
   MPI_Comm_split(MPI_COMM_WORLD, place.rank / options.tensor_parallel, place.rank, &tensor);
-  return CommGroup{std::make_shared<MpiCommunicator>(world, options.timeout_s),
-                   std::make_shared<MpiCommunicator>(tensor, options.timeout_s)};
+  return HostCommGroup(std::make_shared<MpiCommunicator>(world, options.timeout_s),
+                       std::make_shared<MpiCommunicator>(tensor, options.timeout_s));
 }
 
 }  // namespace hadal

@@ -15,10 +15,11 @@ struct MpiOptions {
 // tensor_parallel * data_parallel. REQUIRES: MPI_Init has run; destroy before MPI_Finalize.
 StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options);
 
-// World rank, world size, and the number of ranks on this host.
+// World rank and size; this rank among those of its host, and their number.
 struct MpiPlace {
   int rank = 0;
   int world = 1;
+  int local_rank = 0;
   int local_ranks = 1;
 };
 MpiPlace GetMpiPlace();

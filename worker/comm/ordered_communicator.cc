@@ -28,8 +28,10 @@ std::vector<OrderedCommunicator::Part>& OrderedCommunicator::ClearedParts() {
   return parts_;
 }
 
-void OrderedCommunicator::AllReduceSum(float* data, int64_t count) {
+void OrderedCommunicator::AllReduceSum(void* buffer, int64_t count, DType dtype) {
   if (size() == 1 || count == 0) return;
+  HADAL_CHECK(dtype == DType::kF32, "host memory is summed as float");
+  auto* data = static_cast<float*>(buffer);
   if (count <= kSmallReduce || size() == 2) {
     ReduceSmall(data, count);
   } else {

@@ -8,9 +8,9 @@ namespace hadal {
 
 // Builds every collective on one exchange of bytes between all pairs of ranks, and sums in ascending
 // rank order on the receiving side.
-class OrderedCommunicator : public Communicator {
+class OrderedCommunicator : public HostCommunicator {
  public:
-  void AllReduceSum(float* data, int64_t count) final;
+  void AllReduceSum(void* data, int64_t count, DType dtype) final;
   void AllGather(const void* send, void* recv, int64_t bytes) final;
   void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) final;
   void AllToAllV(const void* send, std::span<const int64_t> send_bytes, void* recv,

@@ -15,7 +15,7 @@ class SelfCommunicator final : public OrderedCommunicator {
 
 }  // namespace
 
-std::shared_ptr<Communicator> MakeSelfCommunicator() {
+std::shared_ptr<HostCommunicator> MakeSelfCommunicator() {
   return std::make_shared<SelfCommunicator>();
 }
 

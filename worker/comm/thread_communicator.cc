@@ -86,8 +86,8 @@ std::vector<CommGroup> MakeThreadCommGroups(int tensor_parallel, int data_parall
     auto tensor_meeting = std::make_shared<Meeting>(tensor_parallel, timeout_s);
     for (int t = 0; t < tensor_parallel; ++t) {
       const int rank = d * tensor_parallel + t;
-      groups[rank].world = std::make_shared<ThreadCommunicator>(world_meeting, rank);
-      groups[rank].tensor = std::make_shared<ThreadCommunicator>(tensor_meeting, t);
+      groups[rank] = HostCommGroup(std::make_shared<ThreadCommunicator>(world_meeting, rank),
+                                   std::make_shared<ThreadCommunicator>(tensor_meeting, t));
     }
   }
   return groups;

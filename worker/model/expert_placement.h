@@ -1,5 +1,6 @@
 #pragma once
 
+#include <cstdint>
 #include <vector>
 
 #include "common/check.h"
@@ -29,6 +30,14 @@ class ExpertPlacement {
   int local_index(int64_t expert) const { return local_index_[expert]; }
   // Experts per rank.
   int local_count() const { return local_count_; }
+  // Of every expert: its index among those of `rank`, -1 when another rank owns it.
+  std::vector<int32_t> LocalIndices(int rank) const {
+    std::vector<int32_t> indices;
+    for (size_t e = 0; e < owner_.size(); ++e) {
+      indices.push_back(owner_[e] == rank ? local_index_[e] : -1);
+    }
+    return indices;
+  }
 
  private:
   std::vector<int> owner_;

@@ -28,7 +28,8 @@ struct BatchRow {
 
 // What this rank's D group computes in one step. May be empty while other groups work.
 struct Batch {
-  std::vector<int32_t> tokens;       // ids, all known
+  // Ids; -1 - s stands for Model::last_tokens()[s].
+  std::vector<int32_t> tokens;
   std::vector<int32_t> positions;    // [tokens]
   std::vector<BatchRow> rows;        // kDecode rows first
   std::vector<int32_t> logit_tokens; // indices in tokens whose logits are wanted, ascending
@@ -37,6 +38,7 @@ struct Batch {
 struct ModelOptions {
   int32_t kv_blocks = 0;         // of kBlockSize tokens
   int32_t max_step_tokens = 0;   // upper bound of Batch::tokens
+  int32_t max_rows = 0;          // upper bound of Batch::rows, and the number of slots
   int32_t max_step_logits = 0;   // upper bound of one Logits() call's rows
 };
 
@@ -63,13 +65,27 @@ class Model {
                                                const Progress& progress);
   virtual ~Model() = default;
 
-  // Runs all layers and writes the KV cache. Every rank of the world calls it for every step, with
-  // the same Batch on the ranks of one D group. Throws CommError.
-  virtual void Forward(const Batch& batch) = 0;
+  // A step is Prepare(), then Forward(), then Logits(), on every rank of the world, with the same
+  // Batch on the ranks of one D group. All but Prepare() may run inside one Backend::Replay() with a
+  // key made of replay_key().
+
+  // Brings the batch to the backend. The batch may change on return.
+  virtual void Prepare(const Batch& batch) = 0;
+  // The padded shape of the prepared step; 0: it cannot be replayed.
+  virtual uint64_t replay_key() const = 0;
+  // Rows of logits, padding included; those of the batch come first.
+  virtual int logit_rows() const = 0;
+
+  // Runs all layers and writes the KV cache. Throws CommError.
+  virtual void Forward() = 0;
 
   // Complete logits of logit_tokens[first, first + count) of the last Forward, on every rank of the
-  // D group: out [count, vocab_size] float, host memory. Every rank of the group makes the same call.
-  virtual void Logits(int first, int count, float* out) = 0;
+  // D group: [count, vocab_size] float, backend memory, valid until the next call. Of a replayable
+  // step each row may be asked for once.
+  virtual const float* Logits(int first, int count) = 0;
+
+  // Backend memory [max_rows]: what ids below zero stand for.
+  virtual int32_t* last_tokens() = 0;
 
   virtual const ModelConfig& config() const = 0;
 };

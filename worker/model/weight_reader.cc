@@ -97,31 +97,42 @@ bool WeightReader::ToSource(const MatrixPiece& piece, WeightSource* source) {
   return status_.ok();
 }
 
-std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPiece>& pieces) {
+std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPieces>& matrices) {
   if (!status_.ok()) return nullptr;
   if (checkpoint_ == nullptr) {
-    int64_t n = 0;
-    int64_t k = 0;
-    for (const MatrixPiece& piece : pieces) {
-      n += piece.transposed ? piece.columns.size() : piece.rows.size();
-      k = piece.transposed ? piece.rows.size() : piece.columns.size();
-    }
-    Count(planner_.PackedBytes(n, k, MatrixDType(pieces[0].name)));
+    CountMatrices(matrices);
     return nullptr;
   }
-  std::vector<WeightSource> sources(pieces.size());
-  for (size_t i = 0; i < pieces.size(); ++i) {
-    if (!ToSource(pieces[i], &sources[i])) return nullptr;
+  std::vector<StackedSource> sources(matrices.size());
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    for (const MatrixPiece& piece : matrices[i]) {
+      if (!ToSource(piece, &sources[i].emplace_back())) return nullptr;
+    }
   }
   std::unique_ptr<PackedWeight> packed = backend_->Pack(sources);
+  for (const MatrixPieces& pieces : matrices) Release(pieces);
+  Count(packed->bytes);
+  return packed;
+}
+
+void WeightReader::CountMatrices(const std::vector<MatrixPieces>& matrices) {
+  int64_t n = 0;
+  int64_t k = 0;
+  for (const MatrixPiece& piece : matrices[0]) {
+    n += piece.transposed ? piece.columns.size() : piece.rows.size();
+    k = piece.transposed ? piece.rows.size() : piece.columns.size();
+  }
+  Count(static_cast<int64_t>(matrices.size()) *
+        planner_.PackedBytes(n, k, MatrixDType(matrices[0][0].name)));
+}
+
+void WeightReader::Release(const MatrixPieces& pieces) {
   for (const MatrixPiece& piece : pieces) {
     const Checkpoint::Entry* entry = Find(piece.name + ".weight");
     const int64_t row_bytes = entry->info.shape[1] * DTypeSize(*entry->info.dtype);
     entry->file->Release(
         entry->data().subspan(piece.rows.begin * row_bytes, piece.rows.size() * row_bytes));
   }
-  Count(packed->bytes);
-  return packed;
 }
 
 std::unique_ptr<DeviceBuffer> WeightReader::Floats(const std::string& name, int64_t count) {

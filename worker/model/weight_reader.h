@@ -21,6 +21,9 @@ struct MatrixPiece {
   bool transposed = false;
 };
 
+// Of one matrix, stacked along the outputs.
+using MatrixPieces = std::vector<MatrixPiece>;
+
 // Reads slices of a checkpoint into a backend, or, without a checkpoint, only counts what they would
 // occupy. The first error sticks: later calls do nothing. One thread.
 class WeightReader {
@@ -33,8 +36,8 @@ class WeightReader {
   // Counts only; returns null pointers.
   WeightReader(const ModelConfig& config, const Backend& backend);
 
-  // The pieces stacked along the outputs.
-  std::unique_ptr<PackedWeight> Pack(const std::vector<MatrixPiece>& pieces);
+  // Matrices of one shape.
+  std::unique_ptr<PackedWeight> Pack(const std::vector<MatrixPieces>& matrices);
   // A small tensor as floats: norms, router. `name` is complete.
   std::unique_ptr<DeviceBuffer> Floats(const std::string& name, int64_t count);
   // Rows of a table as they are stored.
@@ -46,6 +49,9 @@ class WeightReader {
  private:
   const Checkpoint::Entry* Find(const std::string& name);
   bool ToSource(const MatrixPiece& piece, WeightSource* source);
+  void CountMatrices(const std::vector<MatrixPieces>& matrices);
+  // Their bytes will not be read again.
+  void Release(const MatrixPieces& pieces);
   void CheckValues(const Checkpoint::Entry& entry, Range rows, Range columns);
   void Count(int64_t bytes);
   DType MatrixDType(const std::string& name) const;

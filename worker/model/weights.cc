@@ -22,7 +22,7 @@ class WeightWalk {
     weights.embedding = reader_.Table("model.embed_tokens.weight", weights.vocab, config_.dim);
     for (int64_t l = 0; l < config_.n_layers; ++l) weights.layers.push_back(Layer(l));
     weights.final_norm = reader_.Floats("model.norm.weight", config_.dim);
-    weights.head = reader_.Pack({{"lm_head", weights.vocab, {0, config_.dim}}});
+    weights.head = reader_.Pack({{{"lm_head", weights.vocab, {0, config_.dim}}}});
     weights.bytes = reader_.bytes();
     return weights;
   }
@@ -51,37 +51,48 @@ class WeightWalk {
     const Range q_rows{heads_.begin * config_.qk_head_dim(), heads_.end * config_.qk_head_dim()};
     const MatrixPiece kv_a{prefix + "kv_a_proj_with_mqa", {0, config_.latent_dim()}, input};
     if (config_.q_lora_rank == 0) {
-      w.q = reader_.Pack({{prefix + "q_proj", q_rows, input}});
-      w.a = reader_.Pack({kv_a});
+      w.in = reader_.Pack({{{prefix + "q_proj", q_rows, input}, kv_a}});
     } else {
       const Range rank{0, config_.q_lora_rank};
-      w.a = reader_.Pack({{prefix + "q_a_proj", rank, input}, kv_a});
+      w.in = reader_.Pack({{{prefix + "q_a_proj", rank, input}, kv_a}});
       w.q_norm = reader_.Floats(prefix + "q_a_layernorm.weight", config_.q_lora_rank);
-      w.q = reader_.Pack({{prefix + "q_b_proj", q_rows, rank}});
+      w.q = reader_.Pack({{{prefix + "q_b_proj", q_rows, rank}}});
     }
     w.kv_norm = reader_.Floats(prefix + "kv_a_layernorm.weight", config_.kv_lora_rank);
     const Range latent{0, config_.kv_lora_rank};
     const int64_t nope = config_.qk_nope_head_dim;
     const int64_t width = nope + config_.v_head_dim;
+    std::vector<MatrixPieces> uk, uk_t, uv;
     for (int64_t h = heads_.begin; h < heads_.end; ++h) {
       const Range keys{h * width, h * width + nope};
       const Range values{keys.end, (h + 1) * width};
-      w.uk.Add(reader_.Pack({{prefix + "kv_b_proj", keys, latent}}));
-      w.uk_t.Add(reader_.Pack({{prefix + "kv_b_proj", keys, latent, /*transposed=*/true}}));
-      w.uv.Add(reader_.Pack({{prefix + "kv_b_proj", values, latent}}));
+      uk.push_back({{prefix + "kv_b_proj", keys, latent}});
+      uk_t.push_back({{prefix + "kv_b_proj", keys, latent, /*transposed=*/true}});
+      uv.push_back({{prefix + "kv_b_proj", values, latent}});
     }
-    w.o = reader_.Pack({{prefix + "o_proj",
-                         {0, config_.dim},
-                         {heads_.begin * config_.v_head_dim, heads_.end * config_.v_head_dim}}});
+    w.uk = reader_.Pack(uk);
+    w.uk_t = reader_.Pack(uk_t);
+    w.uv = reader_.Pack(uv);
+    w.o = reader_.Pack({{{prefix + "o_proj",
+                          {0, config_.dim},
+                          {heads_.begin * config_.v_head_dim, heads_.end * config_.v_head_dim}}}});
     return w;
+  }
+
+  MatrixPieces GateUp(const std::string& prefix, Range width) const {
+    const Range dim{0, config_.dim};
+    return {{prefix + "gate_proj", width, dim}, {prefix + "up_proj", width, dim}};
+  }
+
+  MatrixPieces Down(const std::string& prefix, Range width) const {
+    return {{prefix + "down_proj", {0, config_.dim}, width}};
   }
 
   MlpWeights Mlp(const std::string& prefix, Range width) {
     MlpWeights mlp;
-    const Range dim{0, config_.dim};
     mlp.width = width.size();
-    mlp.w13 = reader_.Pack({{prefix + "gate_proj", width, dim}, {prefix + "up_proj", width, dim}});
-    mlp.w2 = reader_.Pack({{prefix + "down_proj", dim, width}});
+    mlp.w13 = reader_.Pack({GateUp(prefix, width)});
+    mlp.w2 = reader_.Pack({Down(prefix, width)});
     return mlp;
   }
 
@@ -91,12 +102,14 @@ class WeightWalk {
     if (config_.has_gate_bias()) {
       moe.bias = reader_.Floats(prefix + "gate.e_score_correction_bias", config_.n_routed_experts);
     }
+    std::vector<MatrixPieces> w13, w2;
     for (int64_t e = experts_.begin; e < experts_.end; ++e) {
-      MlpWeights expert =
-          Mlp(fmt::format("{}experts.{}.", prefix, e), {0, config_.moe_inter_dim});
-      moe.w13.Add(std::move(expert.w13));
-      moe.w2.Add(std::move(expert.w2));
+      const std::string expert = fmt::format("{}experts.{}.", prefix, e);
+      w13.push_back(GateUp(expert, {0, config_.moe_inter_dim}));
+      w2.push_back(Down(expert, {0, config_.moe_inter_dim}));
     }
+    moe.w13 = reader_.Pack(w13);
+    moe.w2 = reader_.Pack(w2);
     if (config_.n_shared_experts > 0) {
       moe.shared = Mlp(prefix + "shared_experts.", Split(config_.shared_inter_dim()));
     }

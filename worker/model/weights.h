@@ -16,16 +16,6 @@ namespace hadal {
 using WeightPtr = std::unique_ptr<PackedWeight>;
 using BufferPtr = std::unique_ptr<DeviceBuffer>;
 
-// Owned matrices and the array of plain pointers that ops take.
-struct WeightList {
-  std::vector<WeightPtr> owned;
-  std::vector<const PackedWeight*> view;
-  void Add(WeightPtr weight) {
-    view.push_back(weight.get());
-    owned.push_back(std::move(weight));
-  }
-};
-
 // Of one rank: `heads` are its own heads, `width` its piece of the MLP.
 struct MlpWeights {
   WeightPtr w13;      // [2 * width, dim]: gate rows, then up rows
@@ -34,21 +24,22 @@ struct MlpWeights {
 };
 
 struct AttentionWeights {
-  WeightPtr q;        // plain: [heads * qk_head_dim, dim]; q_lora: [heads * qk_head_dim, q_lora_rank]
-  WeightPtr a;        // plain: kv_a [latent_dim, dim]; q_lora: q_a over kv_a [q_lora_rank + latent_dim, dim]
+  WeightPtr in;       // [q_in + latent_dim, dim]: plain: q over kv_a, q_in = heads * qk_head_dim;
+                      // q_lora: q_a over kv_a, q_in = q_lora_rank
+  WeightPtr q;        // [heads * qk_head_dim, q_lora_rank], q_lora only
   BufferPtr q_norm;   // [q_lora_rank] float, q_lora only
   BufferPtr kv_norm;  // [kv_lora_rank] float
-  WeightList uk;      // [heads] of [qk_nope_head_dim, kv_lora_rank]: prefill
-  WeightList uk_t;    // [heads] of [kv_lora_rank, qk_nope_head_dim]: decode
-  WeightList uv;      // [heads] of [v_head_dim, kv_lora_rank]
+  WeightPtr uk;       // [heads] of [qk_nope_head_dim, kv_lora_rank]: prefill
+  WeightPtr uk_t;     // [heads] of [kv_lora_rank, qk_nope_head_dim]: decode
+  WeightPtr uv;       // [heads] of [v_head_dim, kv_lora_rank]
   WeightPtr o;        // [dim, heads * v_head_dim]
 };
 
 struct MoeWeights {
   BufferPtr gate;     // [n_routed_experts, dim] float
   BufferPtr bias;     // [n_routed_experts] float, or null
-  WeightList w13;     // [own experts] of [2 * moe_inter_dim, dim]
-  WeightList w2;      // [own experts] of [dim, moe_inter_dim]
+  WeightPtr w13;      // [own experts] of [2 * moe_inter_dim, dim]
+  WeightPtr w2;       // [own experts] of [dim, moe_inter_dim]
   MlpWeights shared;
 };
 

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "worker/model/expert_exchange.h"
+#include "worker/model/step_inputs.h"
 
 namespace hadal {
 
@@ -30,35 +31,60 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   };
   const int parts = layout.tensor_parallel;
   const int64_t act = DTypeSize(activation);
-  const int64_t n = options.max_step_tokens;
+  const int64_t n = StepInputs::PaddedTokens(options);
   const int64_t rows = options.max_step_logits;
   const int64_t heads = config.n_heads / parts;
-  const int64_t width = std::max(SplitRange(config.inter_dim, parts, layout.tp_rank()).size(),
-                                 SplitRange(config.shared_inter_dim(), parts, layout.tp_rank()).size());
-  const int64_t vocab = SplitRange(config.vocab_size, parts, layout.tp_rank()).size();
+  const int64_t own_vocab = SplitRange(config.vocab_size, parts, layout.tp_rank()).size();
+  const int64_t q_width = heads * config.qk_head_dim();
+  const bool compressed = config.q_lora_rank > 0;
+  const int64_t top_k = config.n_activated_experts;
   Workspace& w = *workspace;
   make(&w.residual, n * config.dim, act);
   make(&w.normed, n * config.dim, act);
   make(&w.delta, n * config.dim, act);
-  make(&w.latent_in, n * (config.q_lora_rank + config.latent_dim()), act);
+  make(&w.attn_in, n * ((compressed ? config.q_lora_rank : q_width) + config.latent_dim()), act);
   make(&w.q_normed, n * config.q_lora_rank, act);
-  make(&w.q, n * heads * config.qk_head_dim(), act);
+  make(&w.q, compressed ? n * q_width : 0, act);
   make(&w.q_latent, n * heads * config.kv_lora_rank, act);
   make(&w.o_latent, n * heads * config.kv_lora_rank, act);
   make(&w.attn_out, n * heads * config.v_head_dim, act);
-  make(&w.gate_up, n * 2 * width, act);
-  make(&w.mlp_act, n * width, act);
-  const bool local = layout.data_parallel == 1;
-  make(&w.row_out, local ? n * config.n_activated_experts * config.dim : 0, act);
-  make(&w.token_ids, n, sizeof(int32_t));
-  make(&w.positions, n, sizeof(int32_t));
-  make(&w.cache_rows, n, sizeof(int64_t));
+  make(&w.expert_ids, n * top_k, sizeof(int32_t));
+  make(&w.expert_weights, n * top_k, sizeof(float));
+  make(&w.local_index, config.n_routed_experts, sizeof(int32_t));
+  make(&w.last_tokens, options.max_rows, sizeof(int32_t));
   make(&w.logit_hidden, rows * config.dim, act);
   make(&w.logit_delta, rows * config.dim, act);
   make(&w.logit_normed, rows * config.dim, act);
-  make(&w.logits, rows * vocab, act);
+  make(&w.own_logits, parts > 1 ? rows * own_vocab : 0, sizeof(float));
+  make(&w.pieces, parts > 1 ? rows * config.vocab_size : 0, sizeof(float));
+  make(&w.logits, rows * config.vocab_size, sizeof(float));
   make(&w.cos_sin, config.max_seq_len * config.qk_rope_head_dim, sizeof(float));
   return total;
+}
+
+OpLimits StepOpLimits(const ModelConfig& config, const Layout& layout, const ModelOptions& options) {
+  const int parts = layout.tensor_parallel;
+  const bool moe = config.n_dense_layers < config.n_layers;
+  const int tokens = StepInputs::PaddedTokens(options);
+  return {.tokens = tokens,
+          .logit_rows = options.max_step_logits,
+          .dim = config.dim,
+          .mlp_width = std::max(SplitRange(config.inter_dim, parts, layout.tp_rank()).size(),
+                                SplitRange(config.shared_inter_dim(), parts, layout.tp_rank()).size()),
+          .heads = static_cast<int>(config.n_heads / parts),
+          .latent_rank = static_cast<int>(config.kv_lora_rank),
+          .nope_dim = static_cast<int>(config.qk_nope_head_dim),
+          .rope_dim = static_cast<int>(config.qk_rope_head_dim),
+          .v_dim = static_cast<int>(config.v_head_dim),
+          .q_rank = config.q_lora_rank,
+          .max_context = config.max_seq_len,
+          .experts = moe ? static_cast<int>(config.n_routed_experts) : 0,
+          .local_experts = moe ? static_cast<int>(config.n_routed_experts / layout.world()) : 0,
+          .top_k = static_cast<int>(config.n_activated_experts),
+          // Tokens of all groups that may choose an expert here; more come when routing is uneven.
+          .moe_tokens = int64_t{tokens} * (layout.data_parallel > 1 ? layout.data_parallel : 1),
+          .moe_width = config.moe_inter_dim,
+          .vocab = config.vocab_size};
 }
 
 std::vector<float> RopeTable(const ModelConfig& config) {

@@ -25,28 +25,31 @@ struct Workspace {
   Buffer residual;      // [N, dim] act
   Buffer normed;        // [N, dim] act: input of a block
   Buffer delta;         // [N, dim] act: a block's output, added to the residual by the next norm
-  Buffer latent_in;     // [N, q_lora_rank + latent_dim] act
+  Buffer attn_in;       // [N, q_in + latent_dim] act, see AttentionWeights::in
   Buffer q_normed;      // [N, q_lora_rank] act
-  Buffer q;             // [N, heads, qk_head_dim] act
+  Buffer q;             // [N, heads, qk_head_dim] act; q_lora only, else part of attn_in
   Buffer q_latent;      // [N, heads, kv_lora_rank] act, decode rows
   Buffer o_latent;      // [N, heads, kv_lora_rank] act, decode rows
   Buffer attn_out;      // [N, heads, v_head_dim] act
-  Buffer gate_up;       // [N, 2 * widest MLP] act
-  Buffer mlp_act;       // [N, widest MLP] act
-  Buffer row_out;       // [N * top_k, dim] act: expert outputs, only with one D group
-  Buffer token_ids;     // [N] int32
-  Buffer positions;     // [N] int32
-  Buffer cache_rows;    // [N] int64
+  Buffer expert_ids;    // [N, top_k] int32
+  Buffer expert_weights;  // [N, top_k] float
+  Buffer local_index;   // [experts] int32: index among this rank's, -1
+  Buffer last_tokens;   // [max_rows] int32, by slot
   Buffer logit_hidden;  // [max_step_logits, dim] act
   Buffer logit_delta;   // [max_step_logits, dim] act
   Buffer logit_normed;  // [max_step_logits, dim] act
-  Buffer logits;        // [max_step_logits, own vocabulary] act
+  Buffer own_logits;    // [max_step_logits, own vocabulary] float; T > 1 only
+  Buffer pieces;        // the T ranks' own_logits, one after the other; T > 1 only
+  Buffer logits;        // [max_step_logits, vocabulary] float
   Buffer cos_sin;       // [max_seq_len, rope_dim / 2, 2] float
 };
 
 // Allocates everything; `backend` null only counts. Returns the bytes.
 int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const ModelOptions& options,
                       DType activation, Backend* backend, Workspace* workspace);
+
+// The largest operands of a step's ops.
+OpLimits StepOpLimits(const ModelConfig& config, const Layout& layout, const ModelOptions& options);
 
 // cos and sin of position * theta_i, [max_seq_len, rope_dim / 2, 2], scaled by the ratio of YaRN's
 // two magnitudes (1 for every released model).

@@ -9,10 +9,6 @@
 
 namespace hadal {
 
-// Bytes that this process may still take: what the host has available, less where a control group
-// limits it, divided by the ranks on the host.
-int64_t AvailableMemoryPerRank(int local_ranks);
-
 struct KvRequest {
   int64_t kv_blocks = 0;  // --kv-blocks, 0: not given
   int64_t kv_memory = 0;  // --kv-memory, bytes, 0: not given

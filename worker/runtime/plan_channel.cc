@@ -57,7 +57,7 @@ class GrpcPlanChannel final : public PlanChannel,
     if (!changed_.wait_for(lock, kWelcomeTimeout, [this] { return epoch_ != 0 || done_; })) {
       return Unavailable("no answer within {} s", kWelcomeTimeout.count());
     }
-    return done_ ? status_ : OkStatus();
+    return epoch_ != 0 ? OkStatus() : status_;
   }
 
   std::optional<std::string> NextPlan() override {
@@ -67,6 +67,11 @@ class GrpcPlanChannel final : public PlanChannel,
     std::string plan = std::move(plans_.front());
     plans_.pop_front();
     return plan;
+  }
+
+  bool WaitForPlan(std::chrono::microseconds patience) override {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, patience, [this] { return !plans_.empty() || done_; });
   }
 
   void SendResult(std::string result_bytes) override {

@@ -1,5 +1,6 @@
 #pragma once
 
+#include <chrono>
 #include <cstdint>
 #include <memory>
 #include <optional>
@@ -17,6 +18,8 @@ class PlanChannel {
   // The next plan's bytes; waits for it without using the CPU. Empty when the server closed the
   // stream: status() says why. One thread.
   virtual std::optional<std::string> NextPlan() = 0;
+  // Whether NextPlan() would return at once; waits for that at most `patience`.
+  virtual bool WaitForPlan(std::chrono::microseconds patience) = 0;
   // Any thread; does not block.
   virtual void SendResult(std::string result_bytes) = 0;
   // Tells the server why the group ends; returns when it is sent, or after a second.

@@ -38,9 +38,9 @@ Status SlotTable::ApplyDelta(const BlockTableDelta& delta) {
   return OkStatus();
 }
 
-Status SlotTable::AppendRow(const PlanRow& row, const int32_t* tokens, Batch* batch) const {
+Status SlotTable::AppendRow(const PlanRow& row, const int32_t* tokens, Batch* batch) {
   HADAL_RETURN_IF_ERROR(CheckSlot(row.slot, true));
-  const Slot& slot = slots_[row.slot];
+  Slot& slot = slots_[row.slot];
   const int64_t end = int64_t{row.start_pos} + row.num_tokens;
   if (end > max_seq_len_ || end > static_cast<int64_t>(slot.blocks.size()) * kBlockSize) {
     return InvalidArgument("plan computes position {} of slot {}, which has {} KV blocks", end - 1,
@@ -52,19 +52,20 @@ Status SlotTable::AppendRow(const PlanRow& row, const int32_t* tokens, Batch* ba
   }
   const auto first = static_cast<int32_t>(batch->tokens.size());
   for (int32_t i = 0; i < row.num_tokens; ++i) {
-    const bool last_sampled = tokens[i] == kSampledToken && row.kind == RowKind::kDecode;
-    const int32_t token = last_sampled ? slot.last_token : tokens[i];
-    if (token < 0 || token >= vocab_size_) {
-      return InvalidArgument("plan has token {} in slot {}, the vocabulary ends at {}", token,
+    const bool last_sampled =
+        tokens[i] == kSampledToken && row.kind == RowKind::kDecode && slot.sampled;
+    if (!last_sampled && (tokens[i] < 0 || tokens[i] >= vocab_size_)) {
+      return InvalidArgument("plan has token {} in slot {}, the vocabulary ends at {}", tokens[i],
                              row.slot, vocab_size_);
     }
-    batch->tokens.push_back(token);
+    batch->tokens.push_back(last_sampled ? -1 - row.slot : tokens[i]);
     batch->positions.push_back(row.start_pos + i);
     // The last token of a prompt chunk is followed by next_token, when there is one.
     const bool followed = i + 1 < row.num_tokens || row.next_token >= 0;
     const bool sampled = row.sample && i + 1 == row.num_tokens;
     if ((row.prompt_logprobs && followed) || sampled) batch->logit_tokens.push_back(first + i);
   }
+  slot.sampled = slot.sampled || row.sample;
   batch->rows.push_back({.first_token = first,
                          .num_tokens = row.num_tokens,
                          .start_pos = row.start_pos,
@@ -92,6 +93,10 @@ Status SlotTable::Apply(const GroupPlan& plan, Batch* batch) {
   for (const PlanRow& row : plan.rows) {
     if (row.sample && row.next_token >= 0) {
       return InvalidArgument("plan samples in slot {} before its prompt ends", row.slot);
+    }
+    if (row.next_token >= vocab_size_) {
+      return InvalidArgument("plan has next_token {} in slot {}, the vocabulary ends at {}",
+                             row.next_token, row.slot, vocab_size_);
     }
     HADAL_RETURN_IF_ERROR(AppendRow(row, tokens, batch));
     tokens += row.num_tokens;

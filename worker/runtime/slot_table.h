@@ -9,8 +9,8 @@
 
 namespace hadal {
 
-// The sequences of one D group as its ranks know them: which slots are taken, how each samples, where
-// its KV blocks are, and its last sampled token. Identical on all ranks of the group. One thread.
+// The sequences of one D group as its ranks know them: which slots are taken, how each samples, and
+// where its KV blocks are. Identical on all ranks of the group. One thread.
 class SlotTable {
  public:
   explicit SlotTable(const GroupCapacity& capacity, int32_t vocab_size, int64_t max_seq_len);
@@ -21,8 +21,6 @@ class SlotTable {
   Status Apply(const GroupPlan& plan, Batch* batch);
 
   const SamplingParams& sampling(int32_t slot) const { return slots_[slot].sampling; }
-  // Sets what kSampledToken stands for in the slot's next decode row.
-  void SetLastToken(int32_t slot, int32_t token) { slots_[slot].last_token = token; }
 
   // Forgets every sequence.
   void Clear();
@@ -32,12 +30,12 @@ class SlotTable {
     bool taken = false;
     SamplingParams sampling;
     std::vector<int32_t> blocks;
-    int32_t last_token = -1;
+    bool sampled = false;  // so that kSampledToken stands for something
   };
 
   Status CheckSlot(int32_t slot, bool taken) const;
   Status ApplyDelta(const BlockTableDelta& delta);
-  Status AppendRow(const PlanRow& row, const int32_t* tokens, Batch* batch) const;
+  Status AppendRow(const PlanRow& row, const int32_t* tokens, Batch* batch);
 
   const GroupCapacity capacity_;
   const int32_t vocab_size_;

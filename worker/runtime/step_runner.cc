@@ -1,12 +1,26 @@
 #include "worker/runtime/step_runner.h"
 
 #include <algorithm>
-#include <chrono>
 #include <utility>
 
 #include "proto/step_plan_codec.h"
+#include "worker/model/step_inputs.h"
 
 namespace hadal {
+namespace {
+
+// Logits of so many rows at a time where a product's weights are read for every few rows anyway.
+constexpr int kPieceRows = 32;
+
+constexpr std::chrono::seconds kLongStep(1);
+
+}  // namespace
+
+int StepRunner::LogitRows(const Backend& backend, int max_slots) {
+  if (!backend.replays()) return kPieceRows;
+  return std::max(kPieceRows, StepInputs::PaddedTokens({.max_step_tokens = max_slots,
+                                                        .max_rows = max_slots}));
+}
 
 StepRunner::StepRunner(Model* model, Backend* backend, CommGroup comm, const Layout& layout,
                        const GroupCapacity& capacity)
@@ -14,41 +28,73 @@ StepRunner::StepRunner(Model* model, Backend* backend, CommGroup comm, const Lay
       backend_(backend),
       comm_(std::move(comm)),
       layout_(layout),
+      keeps_results_(layout.rank == 0 || layout.data_parallel > 1),
+      logit_rows_(LogitRows(*backend, capacity.max_slots)),
+      max_uses_(StepInputs::PaddedTokens({.max_step_tokens = capacity.max_step_tokens,
+                                          .max_rows = capacity.max_slots})),
       vocab_limit_(static_cast<int32_t>(model->config().vocab_size)),
       slots_(capacity, vocab_limit_, model->config().max_seq_len),
-      logits_(kLogitRows * model->config().vocab_size) {}
+      staging_(backend, Staging::Bytes<SamplingParams>(max_uses_) +
+                            3 * Staging::Bytes<int32_t>(max_uses_)),
+      outputs_(backend->Allocate(OutputBytes(max_uses_))) {
+  for (auto& buffer : host_outputs_) buffer = backend->AllocateHost(OutputBytes(max_uses_));
+}
 
 void StepRunner::Reset(int32_t vocab_limit) {
+  backend_->Synchronize();
+  flights_.clear();
   vocab_limit_ = std::clamp(vocab_limit, 1, static_cast<int32_t>(model_->config().vocab_size));
   slots_.Clear();
 }
 
-StatusOr<StepResult> StepRunner::Run(const StepPlan& plan) {
-  const auto start = std::chrono::steady_clock::now();
+int64_t StepRunner::OutputBytes(int64_t rows) {
+  return rows * static_cast<int64_t>(sizeof(SampledToken) + sizeof(float) +
+                                     kMaxTopLogprobs * sizeof(TokenLogprob));
+}
+
+StepRunner::Outputs StepRunner::PlaceOutputs(void* memory, int64_t rows) {
+  auto* tokens = static_cast<SampledToken*>(memory);
+  auto* logprobs = reinterpret_cast<float*>(tokens + rows);
+  return {tokens, reinterpret_cast<TokenLogprob*>(logprobs + rows), logprobs};
+}
+
+Status StepRunner::Launch(const StepPlan& plan) {
+  HADAL_CHECK(in_flight() < kMaxInFlight);
   if (static_cast<int>(plan.groups.size()) != layout_.data_parallel) {
     return InvalidArgument("plan has {} groups, the layout {}", plan.groups.size(),
                            layout_.data_parallel);
   }
   const GroupPlan& own = plan.groups[layout_.dp_rank()];
   HADAL_RETURN_IF_ERROR(slots_.Apply(own, &batch_));
-  model_->Forward(batch_);
-  StepResult result{.epoch = plan.epoch, .step = plan.step, .groups = {}};
-  HADAL_RETURN_IF_ERROR(GatherGroups(SampleGroup(own, batch_), &result));
-  result.step_us = std::chrono::duration_cast<std::chrono::microseconds>(
-                       std::chrono::steady_clock::now() - start)
-                       .count();
-  return result;
+  uses_ = ListLogitUses(own);
+  HADAL_CHECK(uses_.size() == batch_.logit_tokens.size());
+  const auto launched = std::chrono::steady_clock::now();
+  model_->Prepare(batch_);
+  StageUses(own);
+  backend_->Replay(ReplayKey(), [this] {
+    model_->Forward();
+    RunLogits();
+  });
+  if (keeps_results_) {
+    StartResults(plan, own);
+    flights_.back().launched = launched;
+  }
+  return OkStatus();
 }
 
 // In the order in which SlotTable::Apply lists logit_tokens.
 std::vector<StepRunner::LogitUse> StepRunner::ListLogitUses(const GroupPlan& plan) const {
   std::vector<LogitUse> uses;
   const int32_t* tokens = plan.tokens.data();
+  int32_t list = 0;
   for (int32_t r = 0; r < static_cast<int32_t>(plan.rows.size()); ++r) {
     const PlanRow& row = plan.rows[r];
     if (row.prompt_logprobs) {
-      for (int32_t i = 1; i < row.num_tokens; ++i) uses.push_back({.row = r, .target = tokens[i]});
-      if (row.next_token >= 0) uses.push_back({.row = r, .target = row.next_token});
+      for (int32_t i = 1; i < row.num_tokens; ++i) {
+        uses.push_back({.row = r, .target = tokens[i], .list = list});
+      }
+      if (row.next_token >= 0) uses.push_back({.row = r, .target = row.next_token, .list = list});
+      ++list;
     }
     if (row.sample) uses.push_back({.row = r, .position = row.start_pos + row.num_tokens});
     tokens += row.num_tokens;
@@ -56,73 +102,155 @@ std::vector<StepRunner::LogitUse> StepRunner::ListLogitUses(const GroupPlan& pla
   return uses;
 }
 
-GroupResult StepRunner::SampleGroup(const GroupPlan& plan, const Batch& batch) {
-  GroupResult result;
-  uses_ = ListLogitUses(plan);
-  HADAL_CHECK(uses_.size() == batch.logit_tokens.size());
-  const int total = static_cast<int>(uses_.size());
-  for (int first = 0; first < total; first += kLogitRows) {
-    const int count = std::min(kLogitRows, total - first);
-    model_->Logits(first, count, logits_.data());
-    if (layout_.tp_rank() == 0) ScoreLogits(plan, first, count, &result);
+// Rows that are only padding are drawn greedily, for nobody.
+void StepRunner::StageUses(const GroupPlan& plan) {
+  const int rows = model_->logit_rows();
+  staging_.Clear();
+  any_top_ = false;
+  all_greedy_ = true;
+  SamplingParams* sampling = staging_.Place(rows, &arrays_.sampling);
+  for (int i = 0; i < rows; ++i) {
+    const bool drawn = i < static_cast<int>(uses_.size()) && uses_[i].draws();
+    sampling[i] = drawn ? slots_.sampling(plan.rows[uses_[i].row].slot) : SamplingParams{};
+    any_top_ = any_top_ || sampling[i].logprobs > 0;
+    all_greedy_ = all_greedy_ && sampling[i].temperature == 0;
   }
-  ShareSampledTokens(plan, &result);
-  return result;
+  const auto place = [&](const int32_t** device, int32_t none, auto value) {
+    int32_t* to = staging_.Place(rows, device);
+    std::fill_n(to, rows, none);
+    for (size_t i = 0; i < uses_.size(); ++i) to[i] = value(uses_[i]);
+  };
+  place(&arrays_.positions, 0, [](const LogitUse& use) { return use.position; });
+  place(&arrays_.targets, 0, [](const LogitUse& use) { return std::max(use.target, 0); });
+  place(&arrays_.slots, -1, [&](const LogitUse& use) {
+    return use.draws() ? plan.rows[use.row].slot : -1;
+  });
+  staging_.Upload();
 }
 
-// Hands each run of rows with the same use to its op. REQUIRES: logits_ holds rows [first, +count).
-void StepRunner::ScoreLogits(const GroupPlan& plan, int first, int count, GroupResult* result) {
+// Everything that RunLogits() depends on beside the shape.
+uint64_t StepRunner::ReplayKey() const {
+  const uint64_t shape = model_->replay_key();
+  if (shape == 0) return 0;
+  return shape | static_cast<uint64_t>(vocab_limit_) << 36 | uint64_t{any_top_} << 62 |
+         uint64_t{all_greedy_} << 63;
+}
+
+// Hands each run of rows with the same use to its op. One rank of a group draws and tells the others:
+// hosts of different kinds could round differently.
+void StepRunner::RunLogits() {
   const int64_t vocab = model_->config().vocab_size;
-  for (int begin = 0; begin < count;) {
-    const bool draws = uses_[first + begin].target < 0;
-    int end = begin;
-    std::vector<int32_t> targets, positions;
-    std::vector<SamplingParams> sampling;
-    for (; end < count && (uses_[first + end].target < 0) == draws; ++end) {
-      const LogitUse& use = uses_[first + end];
-      targets.push_back(use.target);
-      positions.push_back(use.position);
-      sampling.push_back(slots_.sampling(plan.rows[use.row].slot));
-    }
-    const float* logits = logits_.data() + begin * vocab;
-    const int rows = end - begin;
-    if (draws) {
-      const size_t at = result->samples.size();
-      result->samples.resize(at + rows);
-      backend_->Sample({.logits = logits, .rows = rows, .vocab = vocab, .vocab_limit = vocab_limit_,
-                        .sampling = sampling.data(), .positions = positions.data(),
-                        .results = &result->samples[at]});
-      for (int i = 0; i < rows; ++i) {
-        result->samples[at + i].slot = plan.rows[uses_[first + begin + i].row].slot;
-      }
-    } else {
-      std::vector<float> logprobs(rows);
-      backend_->TokenLogprobs({.logits = logits, .targets = targets.data(), .rows = rows,
-                               .vocab = vocab, .vocab_limit = vocab, .out = logprobs.data()});
-      for (int i = 0; i < rows; ++i) {
-        const PlanRow& row = plan.rows[uses_[first + begin + i].row];
-        auto& lists = result->prompt_logprobs;
-        if (lists.empty() || lists.back().slot != row.slot) {
-          lists.push_back({row.slot, row.start_pos, {}});
-        }
-        lists.back().logprobs.push_back(logprobs[i]);
+  const int total = model_->logit_rows();
+  const Outputs out = PlaceOutputs(outputs_->data, total);
+  const auto draws = [&](int i) { return i >= static_cast<int>(uses_.size()) || uses_[i].draws(); };
+  for (int first = 0; first < total; first += logit_rows_) {
+    const int end = std::min(first + logit_rows_, total);
+    const float* logits = model_->Logits(first, end - first);
+    if (layout_.tp_rank() != 0) continue;
+    for (int begin = first, next = first; begin < end; begin = next) {
+      while (next < end && draws(next) == draws(begin)) ++next;
+      const float* rows = logits + (begin - first) * vocab;
+      if (draws(begin)) {
+        backend_->Sample({.logits = rows, .rows = next - begin, .vocab = vocab,
+                          .vocab_limit = vocab_limit_, .sampling = arrays_.sampling + begin,
+                          .positions = arrays_.positions + begin, .out = out.tokens + begin,
+                          .top = out.top + int64_t{begin} * kMaxTopLogprobs, .any_top = any_top_,
+                          .all_greedy = all_greedy_});
+      } else {
+        backend_->TokenLogprobs({.logits = rows, .targets = arrays_.targets + begin,
+                                 .rows = next - begin, .vocab = vocab, .vocab_limit = vocab,
+                                 .out = out.logprobs + begin});
       }
     }
-    begin = end;
+  }
+  if (total == 0) return;
+  if (layout_.tensor_parallel > 1) {
+    comm_.act_tensor->Broadcast(out.tokens, total * int64_t{sizeof(SampledToken)}, 0);
+  }
+  backend_->StoreTokens({.tokens = out.tokens, .slots = arrays_.slots,
+                         .last_tokens = model_->last_tokens(), .rows = total});
+}
+
+void StepRunner::StartResults(const StepPlan& plan, const GroupPlan& own) {
+  Flight flight;
+  flight.result = {.epoch = plan.epoch, .step = plan.step, .groups = {GroupResult{}}};
+  // Every such row has its list, also when none of its tokens is followed by another.
+  for (const PlanRow& row : own.rows) {
+    if (!row.prompt_logprobs) continue;
+    flight.result.groups[0].prompt_logprobs.push_back({row.slot, row.start_pos, {}});
+  }
+  bool any_logprob = false;
+  for (const LogitUse& use : uses_) {
+    const int32_t slot = own.rows[use.row].slot;
+    flight.top_counts.push_back(std::clamp(slots_.sampling(slot).logprobs, 0, kMaxTopLogprobs));
+    if (use.draws()) flight.result.groups[0].samples.push_back({.slot = slot});
+    any_logprob = any_logprob || !use.draws();
+  }
+  HostBuffer* host = host_outputs_[launches_++ % kMaxInFlight].get();
+  const int64_t rows = model_->logit_rows();
+  flight.host = PlaceOutputs(host->data, rows);
+  const Outputs device = PlaceOutputs(outputs_->data, rows);
+  const auto fetch = [&](auto* to, const auto* from, int64_t count) {
+    flight.ticket = backend_->StartCopyToHost(to, from, count * int64_t{sizeof(*to)});
+  };
+  fetch(flight.host.tokens, device.tokens, rows);
+  if (any_top_) fetch(flight.host.top, device.top, rows * kMaxTopLogprobs);
+  if (any_logprob) fetch(flight.host.logprobs, device.logprobs, rows);
+  flight.uses = uses_;
+  flights_.push_back(std::move(flight));
+}
+
+bool StepRunner::OldestDone() {
+  const Flight& oldest = flights_.front();
+  return backend_->Done(oldest.ticket) ||
+         std::chrono::steady_clock::now() - std::max(oldest.launched, last_finished_) > kLongStep;
+}
+
+void StepRunner::Await(uint64_t ticket) {
+  if (comm_.watch != nullptr) {
+    comm_.watch->Await([&] { return backend_->Done(ticket); });
+  } else {
+    backend_->Await(ticket);
   }
 }
 
-// One rank draws and tells the others: hosts of different kinds could round differently.
-void StepRunner::ShareSampledTokens(const GroupPlan& plan, GroupResult* result) {
-  std::vector<int32_t> slots;
-  for (const PlanRow& row : plan.rows) {
-    if (row.sample) slots.push_back(row.slot);
+GroupResult StepRunner::FinishGroup(Flight* flight) const {
+  GroupResult group = std::move(flight->result.groups[0]);
+  size_t sample = 0;
+  for (size_t i = 0; i < flight->uses.size(); ++i) {
+    const LogitUse& use = flight->uses[i];
+    if (!use.draws()) {
+      group.prompt_logprobs[use.list].logprobs.push_back(flight->host.logprobs[i]);
+      continue;
+    }
+    const SampledToken& drawn = flight->host.tokens[i];
+    SampleResult& result = group.samples[sample++];
+    result.token = drawn.token;
+    result.logprob = drawn.logprob;
+    result.non_finite = drawn.non_finite != 0;
+    if (result.non_finite) continue;
+    const TokenLogprob* top = flight->host.top + i * kMaxTopLogprobs;
+    result.top.assign(top, top + flight->top_counts[i]);
   }
-  if (slots.empty()) return;
-  std::vector<int32_t> tokens(slots.size());
-  for (size_t i = 0; i < result->samples.size(); ++i) tokens[i] = result->samples[i].token;
-  comm_.tensor->Broadcast(tokens.data(), static_cast<int64_t>(tokens.size() * sizeof(int32_t)), 0);
-  for (size_t i = 0; i < slots.size(); ++i) slots_.SetLastToken(slots[i], tokens[i]);
+  return group;
+}
+
+StatusOr<StepResult> StepRunner::Collect() {
+  HADAL_CHECK(in_flight() > 0);
+  Flight flight = std::move(flights_.front());
+  flights_.pop_front();
+  Await(flight.ticket);
+  GroupResult own = layout_.tp_rank() == 0 ? FinishGroup(&flight) : GroupResult{};
+  StepResult result = std::move(flight.result);
+  result.groups.clear();
+  HADAL_RETURN_IF_ERROR(GatherGroups(std::move(own), &result));
+  // A step that was launched while another ran began when that one ended.
+  const auto now = std::chrono::steady_clock::now();
+  result.step_us = std::chrono::duration_cast<std::chrono::microseconds>(
+                       now - std::max(flight.launched, last_finished_))
+                       .count();
+  last_finished_ = now;
+  return result;
 }
 
 Status StepRunner::GatherGroups(GroupResult own, StepResult* result) {

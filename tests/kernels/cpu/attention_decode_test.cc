@@ -29,7 +29,7 @@ class DecodeCase {
         cache_(Lengths(rows), latent + rope, dtype, rng) {
     int32_t token = 0;
     for (size_t r = 0; r < rows.size(); ++r) {
-      rows_.push_back({token, rows[r].num_tokens, rows[r].start_pos, cache_.blocks(r)});
+      rows_.push_back({token, rows[r].num_tokens, rows[r].start_pos, cache_.first_block(r)});
       token += rows[r].num_tokens;
     }
     q_latent_ = RandomFloats(int64_t{token} * heads * latent, rng);
@@ -72,8 +72,7 @@ class DecodeCase {
     std::vector<float> all(q_latent_.size(), -7.0f);
     MlaDecode({.q_latent = q_latent_.data(), .q_rope = q_rope_.data() + 3,
                .q_rope_stride = rope_stride(), .q_rope_head_stride = rope_ + 1, .out = all.data(),
-               .rows = rows.data(), .num_rows = static_cast<int>(rows.size()),
-               .cache = cache_.data(), .cache_dtype = dtype_, .heads = heads_,
+               .rows = cache_.Rows(rows), .cache = cache_.data(), .cache_dtype = dtype_, .heads = heads_,
                .latent_rank = latent_, .rope_dim = rope_, .scale = scale_}, context);
     const int64_t first = rows.front().first_token;
     return testing::Rows(all, int64_t{heads_} * latent_, first,

@@ -65,10 +65,19 @@ inline std::vector<SampleResult> RunSample(const std::vector<float>& logits, int
                                            CpuIsa isa) {
   ThreadPool pool(threads);
   CpuContext context(&pool, isa);
-  std::vector<SampleResult> results(sampling.size());
+  std::vector<SampledToken> drawn(sampling.size());
+  std::vector<TokenLogprob> top(sampling.size() * kMaxTopLogprobs);
   Sample({.logits = logits.data(), .rows = static_cast<int>(sampling.size()), .vocab = vocab,
           .vocab_limit = limit, .sampling = sampling.data(), .positions = positions.data(),
-          .results = results.data()}, context);
+          .out = drawn.data(), .top = top.data()}, context);
+  std::vector<SampleResult> results(sampling.size());
+  for (size_t i = 0; i < results.size(); ++i) {
+    results[i] = {.token = drawn[i].token, .logprob = drawn[i].logprob,
+                  .non_finite = drawn[i].non_finite != 0};
+    if (results[i].non_finite) continue;
+    const auto first = top.begin() + static_cast<int64_t>(i) * kMaxTopLogprobs;
+    results[i].top.assign(first, first + std::max(sampling[i].logprobs, 0));
+  }
   return results;
 }
 

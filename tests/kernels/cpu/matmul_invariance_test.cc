@@ -26,7 +26,7 @@ TEST_CASE("a matmul row has the same bits alone, in any batch, at any place, on 
     const int64_t n = 211, k = 1301;
     const RandomWeight weight({.n = n, .k = k, .dtype = dtype, .row_offset = 50, .col_offset = 37},
                               rng);
-    const auto packed = PackCpuWeight({weight.source()}, three);
+    const auto packed = PackCpuWeight({{weight.source()}}, three);
     const std::vector<float> x = RandomFloats(max_m * k, rng);
     for (const CpuIsa isa : SupportedCpuIsas()) {
       CpuContext single(&one, isa), multi(&three, isa);
@@ -40,7 +40,8 @@ TEST_CASE("a matmul row has the same bits alone, in any batch, at any place, on 
         MatMul({.x = x.data() + first * k, .x_stride = k, .w = packed.get(), .y = some.data(),
                 .y_stride = n, .m = m}, m % 2 == 0 ? single : multi);
         CHECK(SameBits(some.data(), all.data() + first * n, m * n));
-        MatMulSerial(x.data() + first * k, k, m, *packed, some.data(), n, isa, single.shared);
+        MatMulSerial(x.data() + first * k, k, m, *CpuMatrices(packed.get())[0], some.data(), n, isa,
+                     single.shared);
         CHECK(SameBits(some.data(), all.data() + first * n, m * n));
       }
     }
@@ -53,7 +54,7 @@ TEST_CASE("fast paths stay close to the portable one") {
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     const int64_t n = 100, k = 2048, m = 20;
     const RandomWeight weight({.n = n, .k = k, .dtype = dtype}, rng);
-    const auto packed = PackCpuWeight({weight.source()}, pool);
+    const auto packed = PackCpuWeight({{weight.source()}}, pool);
     const std::vector<float> x = RandomFloats(m * k, rng);
     std::vector<double> portable;
     for (const CpuIsa isa : SupportedCpuIsas()) {

@@ -22,10 +22,10 @@ struct Experts {
       gate.emplace_back(testing::WeightShape{.n = width, .k = dim, .dtype = dtype}, rng);
       up.emplace_back(testing::WeightShape{.n = width, .k = dim, .dtype = dtype}, rng);
       down.emplace_back(testing::WeightShape{.n = dim, .k = width, .dtype = dtype}, rng);
-      packed.push_back(PackCpuWeight({gate.back().source(), up.back().source()}, pool));
-      w13.push_back(packed.back().get());
-      packed.push_back(PackCpuWeight({down.back().source()}, pool));
-      w2.push_back(packed.back().get());
+      packed.push_back(PackCpuWeight({{gate.back().source(), up.back().source()}}, pool));
+      w13.push_back(CpuMatrices(packed.back().get())[0]);
+      packed.push_back(PackCpuWeight({{down.back().source()}}, pool));
+      w2.push_back(CpuMatrices(packed.back().get())[0]);
     }
   }
 
@@ -52,7 +52,7 @@ struct Experts {
   int64_t dim, width;
   std::vector<RandomWeight> gate, up, down;
   std::vector<std::unique_ptr<PackedWeight>> packed;
-  std::vector<const PackedWeight*> w13, w2;
+  std::vector<const CpuPackedWeight*> w13, w2;
 };
 
 // Runs rows (token, expert), sorted by expert.

@@ -18,7 +18,7 @@ TEST_CASE("a packed weight occupies what was announced, whatever its offset") {
     for (const int64_t k : {1, 66, 67, 128, 129, 300}) {
       for (const int64_t offset : {0, 1, 64, 125}) {
         const RandomWeight weight({.n = 130, .k = k, .dtype = dtype, .col_offset = offset}, rng);
-        const auto packed = PackCpuWeight({weight.source()}, pool);
+        const auto packed = PackCpuWeight({{weight.source()}}, pool);
         CHECK(packed->bytes == CpuPackedBytes(130, k, dtype));
         CHECK(packed->n == 130);
         CHECK(packed->k == k);

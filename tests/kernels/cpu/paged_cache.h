@@ -16,15 +16,16 @@ class PagedCache {
  public:
   template <typename Rng>
   PagedCache(const std::vector<int>& lengths, int64_t dim, DType dtype, Rng& rng)
-      : dim_(dim), dtype_(dtype), tables_(lengths.size()) {
+      : dim_(dim), dtype_(dtype) {
     std::vector<int32_t> free;
     int blocks = 3;
     for (const int length : lengths) blocks += (length + kBlockSize - 1) / kBlockSize;
     for (int32_t b = 0; b < blocks; ++b) free.push_back(b);
     std::shuffle(free.begin(), free.end(), rng);
-    for (size_t s = 0; s < lengths.size(); ++s) {
-      for (int i = 0; i < lengths[s]; i += kBlockSize) {
-        tables_[s].push_back(free.back());
+    for (const int length : lengths) {
+      first_blocks_.push_back(static_cast<int32_t>(blocks_.size()));
+      for (int i = 0; i < length; i += kBlockSize) {
+        blocks_.push_back(free.back());
         free.pop_back();
       }
     }
@@ -38,17 +39,30 @@ class PagedCache {
   const void* data() const {
     return dtype_ == DType::kF32 ? static_cast<const void*>(values_.data()) : halves_.data();
   }
-  const int32_t* blocks(size_t sequence) const { return tables_[sequence].data(); }
+  // Where a sequence's block table starts in those of Rows().
+  int32_t first_block(size_t sequence) const { return first_blocks_[sequence]; }
+  // What an op takes; the rows are the caller's.
+  AttentionRows Rows(const std::vector<AttentionRow>& rows) const {
+    AttentionRows all{.rows = rows.data(), .host_rows = rows.data(),
+                      .num_rows = static_cast<int>(rows.size()), .block_tables = blocks_.data()};
+    for (const AttentionRow& row : rows) {
+      all.tokens += row.num_tokens;
+      all.max_row_tokens = std::max(all.max_row_tokens, row.num_tokens);
+      all.max_context = std::max<int64_t>(all.max_context, row.start_pos + row.num_tokens);
+    }
+    return all;
+  }
   // The latent row of one position.
   const float* Row(size_t sequence, int64_t position) const {
-    const int64_t block = tables_[sequence][static_cast<size_t>(position / kBlockSize)];
+    const int64_t block = blocks_[first_blocks_[sequence] + position / kBlockSize];
     return values_.data() + (block * kBlockSize + position % kBlockSize) * dim_;
   }
 
  private:
   int64_t dim_;
   DType dtype_;
-  std::vector<std::vector<int32_t>> tables_;
+  std::vector<int32_t> blocks_;        // the sequences' tables, one after the other
+  std::vector<int32_t> first_blocks_;  // [sequences]
   std::vector<float> values_;
   std::vector<bf16_t> halves_;
 };

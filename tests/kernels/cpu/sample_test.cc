@@ -35,9 +35,10 @@ std::vector<int> Count(const std::vector<float>& logits, int64_t limit, Sampling
   for (int i = 0; i < draws; ++i) {
     if (vary_seed) s.seed = seed + static_cast<uint64_t>(i);
     const int32_t position = vary_seed ? 5 : i;
-    SampleResult result;
+    SampledToken result;
+    TokenLogprob top[kMaxTopLogprobs];
     Sample({.logits = logits.data(), .rows = 1, .vocab = static_cast<int64_t>(logits.size()),
-            .vocab_limit = limit, .sampling = &s, .positions = &position, .results = &result},
+            .vocab_limit = limit, .sampling = &s, .positions = &position, .out = &result, .top = top},
            context);
     ++counts[static_cast<size_t>(result.token)];
   }
@@ -193,7 +194,7 @@ TEST_CASE("log-probabilities are of the raw logits, the most likely first, equal
                    [&](int32_t a, int32_t b) { return logit(a) > logit(b); });
   for (const CpuIsa isa : SupportedCpuIsas()) {
     for (const float temperature : {0.0f, 0.5f, 2.0f}) {
-      for (const int32_t n : {-1, 0, 1, 20, 690}) {
+      for (const int32_t n : {-1, 0, 1, 3, kMaxTopLogprobs}) {
         CAPTURE(CpuIsaName(isa), temperature, n);
         const SamplingParams s{.temperature = temperature, .top_k = 100, .logprobs = n};
         const SampleResult r = RunSample(logits, vocab, limit, {s}, {1}, 1, isa)[0];

@@ -13,27 +13,18 @@
 #include "server/engine/engine.h"
 #include "server/kv/kv_cache.h"
 #include "tests/server/engine/fake_worker_group.h"
+#include "tests/server/engine/workload_client.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
 
+using testing::Client;
 using testing::FakeWorkerGroup;
 using testing::RecordingSink;
 using testing::SimulatedClock;
-
-struct Client {
-  Request request;
-  std::shared_ptr<RecordingSink> sink = std::make_shared<RecordingSink>();
-  bool cancelled = false;
-  int events_at_cancel = 0;
-};
-
-struct Totals {
-  int64_t requests = 0, admissions = 0, recomputed_rows = 0, cached_tokens = 0, groups = 0;
-  int64_t stopped = 0, length = 0, expired = 0, too_large = 0, non_finite = 0, cancelled = 0;
-};
+using testing::Totals;
 
 class Workload {
  public:
@@ -209,7 +200,7 @@ class Workload {
     for (const Client& client : clients_) {
       INFO("request " << client.request.id);
       ++totals_->requests;
-      CheckTokens(client);
+      testing::CheckTokens(client, nan_at_.contains(client.request.sampling.seed), totals_);
       if (client.cancelled) {
         ++totals_->cancelled;
         CHECK(client.sink->events == client.events_at_cancel);
@@ -223,32 +214,6 @@ class Workload {
       scheduled_us = client.sink->timing.scheduled_us;
       totals_->cached_tokens += client.sink->timing.cached_tokens;
     }
-  }
-
-  void CheckTokens(const Client& client) {
-    const Request& request = client.request;
-    auto expected = testing::ToyGenerate(request.prompt, request.sampling, request.max_tokens);
-    const auto stop = std::ranges::find_first_of(expected, request.stop_token_ids);
-    expected.erase(stop, expected.end());
-    const std::vector<int32_t>& tokens = client.sink->tokens;
-    REQUIRE(tokens.size() <= expected.size());
-    CHECK(tokens ==
-          std::vector<int32_t>(expected.begin(),
-                               expected.begin() + static_cast<std::ptrdiff_t>(tokens.size())));
-    const auto logprobs = testing::ToyPromptLogprobs(request.prompt);
-    if (request.prompt_logprobs && !tokens.empty()) {
-      CHECK(client.sink->prompt_logprobs == logprobs);
-    }
-    if (!request.prompt_logprobs) CHECK(client.sink->prompt_logprobs.empty());
-
-    if (client.cancelled || client.sink->finish->reason == FinishReason::kFailed) return;
-    CHECK(tokens.size() == expected.size());
-    const bool stopped = static_cast<int32_t>(expected.size()) < request.max_tokens;
-    CHECK((client.sink->finish->reason == FinishReason::kStop) == stopped);
-    CHECK(client.sink->finish->stop_token_id.has_value() == stopped);
-    CHECK(nan_at_.count(request.sampling.seed) <= (stopped ? 1U : 0U));
-    if (request.prompt_logprobs) CHECK(client.sink->prompt_logprobs == logprobs);
-    ++(stopped ? totals_->stopped : totals_->length);
   }
 
   void CheckFinish(const Client& client) {

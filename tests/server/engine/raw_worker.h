@@ -8,8 +8,25 @@
 #include <string>
 
 #include "hadal/v1/worker.pb.h"
+#include "proto/worker_protocol.h"
 
 namespace hadal::testing {
+
+// One that kWorkerServerOptions accept.
+inline v1::WorkerMessage MakeHello() {
+  v1::WorkerMessage message;
+  v1::Hello* hello = message.mutable_hello();
+  hello->set_protocol_version(kWorkerProtocolVersion);
+  hello->set_fingerprint("model-1");
+  hello->set_tensor_parallel(2);
+  hello->set_data_parallel(3);
+  hello->set_kv_blocks(40);
+  hello->set_max_slots(5);
+  hello->set_max_step_tokens(600);
+  hello->set_join_secret("open sesame");
+  hello->set_host("host-a");
+  return message;
+}
 
 // A worker's end of a Join stream that sends whatever bytes it is told to. Every call waits.
 class RawWorker {

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <grpcpp/grpcpp.h>
+#include <spdlog/spdlog.h>
 
 #include <chrono>
 #include <condition_variable>
@@ -67,6 +68,10 @@ class RecordingEngine final : public Engine {
     changed_.wait_for(lock, kPatience, [&] { return results_.size() >= count; });
     return results_;
   }
+  bool AwaitResult(size_t count) {
+    std::unique_lock lock(mutex_);
+    return changed_.wait_for(lock, kPatience, [&] { return results_.size() >= count; });
+  }
   std::vector<std::pair<uint64_t, Status>> WaitForLosses(size_t count) {
     std::unique_lock lock(mutex_);
     changed_.wait_for(lock, kPatience, [&] { return losses_.size() >= count; });
@@ -109,6 +114,19 @@ class TestServer {
   std::unique_ptr<grpc::Service> service_;
   std::unique_ptr<grpc::Server> server_;
   int port_ = 0;
+};
+
+inline const WorkerServiceOptions kWorkerServerOptions{
+    .fingerprint = "model-1", .vocab_limit = 1234, .join_secret = "open sesame"};
+
+// The server's end of the worker stream with an engine behind it.
+struct WorkerServer {
+  explicit WorkerServer(const WorkerServiceOptions& options = kWorkerServerOptions, int port = 0)
+      : server(MakeWorkerService(options, &engine), port) {
+    spdlog::set_level(spdlog::level::off);
+  }
+  RecordingEngine engine;
+  TestServer server;
 };
 
 }  // namespace hadal::testing

@@ -21,10 +21,10 @@ inline float InputValue(uint64_t seed, int rank, int64_t i) {
   return static_cast<float>(static_cast<int64_t>(x % 2001) - 1000);
 }
 
-inline std::string CheckAllReduce(Communicator& comm, uint64_t seed, int64_t count) {
+inline std::string CheckAllReduce(HostCommunicator& comm, uint64_t seed, int64_t count) {
   std::vector<float> data(count);
   for (int64_t i = 0; i < count; ++i) data[i] = InputValue(seed, comm.rank(), i);
-  comm.AllReduceSum(data.data(), count);
+  comm.AllReduceSum(data.data(), count, DType::kF32);
   for (int64_t i = 0; i < count; ++i) {
     float expected = 0;
     for (int r = 0; r < comm.size(); ++r) expected += InputValue(seed, r, i);
@@ -37,7 +37,7 @@ inline uint8_t InputByte(uint64_t seed, int from, int to, int64_t i) {
   return static_cast<uint8_t>((seed * 31 + from * 17 + to * 5 + i * 7) & 0xff);
 }
 
-inline std::string CheckAllToAllV(Communicator& comm, uint64_t seed, int64_t max_bytes) {
+inline std::string CheckAllToAllV(HostCommunicator& comm, uint64_t seed, int64_t max_bytes) {
   auto bytes = [&](int from, int to) {
     std::mt19937_64 rng(seed + from * 101 + to);
     return rng() % 4 == 0 ? int64_t{0} : static_cast<int64_t>(rng() % (max_bytes + 1));
@@ -62,7 +62,7 @@ inline std::string CheckAllToAllV(Communicator& comm, uint64_t seed, int64_t max
   return "";
 }
 
-inline std::string CheckGathers(Communicator& comm, uint64_t seed, int64_t max_bytes) {
+inline std::string CheckGathers(HostCommunicator& comm, uint64_t seed, int64_t max_bytes) {
   std::vector<int64_t> sizes;
   for (int r = 0; r < comm.size(); ++r) {
     sizes.push_back(static_cast<int64_t>((seed * 7 + r * 131) % (max_bytes + 1)));
@@ -80,7 +80,7 @@ inline std::string CheckGathers(Communicator& comm, uint64_t seed, int64_t max_b
   return "";
 }
 
-inline std::string CheckBroadcasts(Communicator& comm, uint64_t seed, int64_t max_bytes) {
+inline std::string CheckBroadcasts(HostCommunicator& comm, uint64_t seed, int64_t max_bytes) {
   const int root = static_cast<int>(seed % comm.size());
   std::vector<uint8_t> expected;
   for (int64_t i = 0; i < static_cast<int64_t>(seed % max_bytes); ++i) {
@@ -97,7 +97,7 @@ inline std::string CheckBroadcasts(Communicator& comm, uint64_t seed, int64_t ma
 }
 
 // Every collective on one communicator, many sizes.
-inline std::string CheckAllCollectives(Communicator& comm, uint64_t seed) {
+inline std::string CheckAllCollectives(HostCommunicator& comm, uint64_t seed) {
   std::mt19937_64 rng(seed);
   for (int round = 0; round < 20; ++round) {
     const uint64_t s = rng() >> 8;
@@ -116,16 +116,16 @@ inline std::string CheckAllCollectives(Communicator& comm, uint64_t seed) {
 
 // Random floats: all ranks must hold the same bits, those of a sum in ascending rank order, for a
 // buffer sent whole and for the same elements sent in pieces.
-inline std::string CheckReductionOrder(Communicator& comm, uint64_t seed) {
+inline std::string CheckReductionOrder(HostCommunicator& comm, uint64_t seed) {
   const int64_t count = 30001;
   auto value = [&](int rank, int64_t i) {
     return std::sin(static_cast<float>(InputValue(seed, rank, i))) * 1e3f;
   };
   std::vector<float> whole(count), pieces(count);
   for (int64_t i = 0; i < count; ++i) whole[i] = pieces[i] = value(comm.rank(), i);
-  comm.AllReduceSum(whole.data(), count);
+  comm.AllReduceSum(whole.data(), count, DType::kF32);
   for (int64_t begin = 0; begin < count; begin += 1234) {
-    comm.AllReduceSum(pieces.data() + begin, std::min<int64_t>(1234, count - begin));
+    comm.AllReduceSum(pieces.data() + begin, std::min<int64_t>(1234, count - begin), DType::kF32);
   }
   for (int64_t i = 0; i < count; ++i) {
     float expected = value(0, i);

@@ -49,7 +49,7 @@ TEST_CASE("one rank alone") {
 TEST_CASE("a silent peer is a timeout") {
   std::vector<CommGroup> groups = MakeThreadCommGroups(2, 1, 0.05);
   float x = 1;
-  CHECK_THROWS_AS(groups[0].world->AllReduceSum(&x, 1), CommError);
+  CHECK_THROWS_AS(groups[0].world->AllReduceSum(&x, 1, DType::kF32), CommError);
 }
 
 }  // namespace

@@ -12,7 +12,7 @@
 namespace {
 
 std::string Check(const hadal::CommGroup& comm, uint64_t seed) {
-  for (hadal::Communicator* c : {comm.world.get(), comm.tensor.get()}) {
+  for (hadal::HostCommunicator* c : {comm.world.get(), comm.tensor.get()}) {
     std::string error = hadal::testing::CheckAllCollectives(*c, seed);
     if (error.empty()) error = hadal::testing::CheckReductionOrder(*c, seed);
     if (!error.empty()) return error;

@@ -17,6 +17,7 @@ namespace hadal::testing {
 namespace {
 
 constexpr int kMaxLogits = 64;
+constexpr int kMaxRows = 64;
 constexpr double kTimeoutSeconds = 60;
 
 void ThrowIfError(const Status& status) {
@@ -52,19 +53,18 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
   ThrowIfError(checkpoint.status());
   ThrowIfError(ValidateCheckpoint(config_, **checkpoint));
   const int world = options.tensor_parallel * options.data_parallel;
-  std::vector<CommGroup> comms =
-      MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
+  comms_ = MakeThreadCommGroups(options.tensor_parallel, options.data_parallel, kTimeoutSeconds);
   backends_.resize(world);
   models_.resize(world);
   RunRanks(world, [&](int rank) {
-    const Layout layout{options_.tensor_parallel, options_.data_parallel, rank};
-    ThrowIfError(ValidateLayout(config_, layout));
+    ThrowIfError(ValidateLayout(config_, layout(rank)));
     auto backend = MakeCpuBackend({.threads = options_.threads, .isa = options_.isa});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);
-    auto model = Model::Load(config_, layout, **checkpoint, backends_[rank].get(), comms[rank],
+    auto model = Model::Load(config_, layout(rank), **checkpoint, backends_[rank].get(), comms_[rank],
                              {.kv_blocks = options_.kv_blocks,
                               .max_step_tokens = options_.max_step_tokens,
+                              .max_rows = kMaxRows,
                               .max_step_logits = kMaxLogits},
                              nullptr);
     ThrowIfError(model.status());
@@ -131,10 +131,12 @@ void ModelGroup::RunRank(int rank, const TokenLists& sequences, const std::vecto
         targets.push_back(&(*logits)[row.sequence][pos]);
       }
     }
-    models_[rank]->Forward(batch);
+    models_[rank]->Prepare(batch);
+    models_[rank]->Forward();
     for (int first = 0; first < static_cast<int>(targets.size()); first += kMaxLogits) {
       const int count = std::min(kMaxLogits, static_cast<int>(targets.size()) - first);
-      models_[rank]->Logits(first, count, buffer.data());
+      backends_[rank]->CopyToHost(buffer.data(), models_[rank]->Logits(first, count),
+                                  count * vocab * int64_t{sizeof(float)});
       for (int i = 0; i < count; ++i) {
         targets[first + i]->assign(buffer.begin() + i * vocab, buffer.begin() + (i + 1) * vocab);
       }

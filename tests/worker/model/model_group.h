@@ -48,6 +48,14 @@ class ModelGroup {
   SequenceLogits Run(const TokenLists& sequences, const std::vector<StepSpec>& steps, uint64_t seed);
 
   const ModelConfig& config() const { return config_; }
+  const ModelGroupOptions& options() const { return options_; }
+  int world() const { return static_cast<int>(models_.size()); }
+  Layout layout(int rank) const {
+    return {options_.tensor_parallel, options_.data_parallel, rank};
+  }
+  Model* model(int rank) { return models_[rank].get(); }
+  Backend* backend(int rank) { return backends_[rank].get(); }
+  const CommGroup& comm(int rank) const { return comms_[rank]; }
 
  private:
   void RunRank(int rank, const TokenLists& sequences, const std::vector<StepSpec>& steps,
@@ -56,6 +64,7 @@ class ModelGroup {
 
   const ModelGroupOptions options_;
   ModelConfig config_;
+  std::vector<CommGroup> comms_;                    // [ranks]
   std::vector<std::unique_ptr<Backend>> backends_;  // [ranks]
   std::vector<std::unique_ptr<Model>> models_;      // [ranks]
   std::vector<std::vector<int32_t>> tables_;        // [sequence]

@@ -49,11 +49,5 @@ TEST_CASE("what cannot fit is refused with the numbers") {
   CHECK(tiny.status().code() == StatusCode::kInvalidArgument);
 }
 
-TEST_CASE("the host's memory is divided by its ranks") {
-  const int64_t one = AvailableMemoryPerRank(1);
-  CHECK(one > 0);
-  CHECK(AvailableMemoryPerRank(4) < one);
-}
-
 }  // namespace
 }  // namespace hadal

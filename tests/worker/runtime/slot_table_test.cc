@@ -33,12 +33,11 @@ TEST_CASE("rows become a batch") {
   CHECK(batch.logit_tokens == std::vector<int32_t>{69});
   CHECK(batch.rows[0].blocks[1] == 9);
 
-  table.SetLastToken(1, 42);
   GroupPlan decode;
   decode.rows.push_back({.slot = 1, .start_pos = 70, .num_tokens = 1, .kind = RowKind::kDecode, .sample = true});
   decode.tokens = {kSampledToken};
   REQUIRE(table.Apply(decode, &batch).ok());
-  CHECK(batch.tokens == std::vector<int32_t>{42});
+  CHECK(batch.tokens == std::vector<int32_t>{-1 - 1});
   CHECK(batch.positions == std::vector<int32_t>{70});
 }
 
@@ -86,6 +85,10 @@ TEST_CASE("plans that contradict the table are refused") {
   CHECK(refused([](GroupPlan& p) { p.tokens[3] = 100; }));
   CHECK(refused([](GroupPlan& p) { p.tokens[3] = kSampledToken; }));
   CHECK(refused([](GroupPlan& p) { p.rows[0].next_token = 5; }));
+  CHECK(refused([](GroupPlan& p) {
+    p.rows[0].sample = false;
+    p.rows[0].next_token = 100;
+  }));
   CHECK(refused([](GroupPlan& p) {
     p.rows[0].num_tokens = 69;
     p.rows.push_back({.slot = 1, .start_pos = 69, .num_tokens = 1, .kind = RowKind::kDecode});

@@ -13,14 +13,17 @@
 #include "common/tensor_inventory.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "kernels/cpu/probes.h"
+#include "worker/backends.h"
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
+#include "worker/model/step_inputs.h"
 
 namespace hadal {
 namespace {
 
 struct BenchOptions {
   std::string model_dir;
+  std::string device = "cpu";
   std::string isa;
   int threads = 2;
   std::vector<int> batches = {1, 4, 16};
@@ -48,7 +51,9 @@ class ModelBench {
     HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint, Checkpoint::Open(options_.model_dir));
     HADAL_RETURN_IF_ERROR(ValidateCheckpoint(config_, *checkpoint));
-    HADAL_ASSIGN_OR_RETURN(backend_, MakeCpuBackend({.threads = options_.threads, .isa = options_.isa}));
+    HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
+                                                  .threads = options_.threads,
+                                                  .weights = config_.dtype}));
     const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
     blocks_per_sequence_ = (options_.context + options_.decode_steps * (options_.repeats + 1) +
@@ -56,11 +61,12 @@ class ModelBench {
     const ModelOptions model_options{
         .kv_blocks = std::max(sequences * blocks_per_sequence_, prompt / kBlockSize + 1),
         .max_step_tokens = std::max({prompt, options_.context, sequences}),
-        .max_step_logits = sequences};
-    const CommGroup comm{MakeSelfCommunicator(), MakeSelfCommunicator()};
+        .max_rows = sequences,
+        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = sequences,
+                                                     .max_rows = sequences})};
+    const CommGroup comm = HostCommGroup(MakeSelfCommunicator(), MakeSelfCommunicator());
     HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, Layout{}, *checkpoint, backend_.get(), comm,
                                                model_options, nullptr));
-    logits_.resize(static_cast<size_t>(sequences) * config_.vocab_size);
     return OkStatus();
   }
 
@@ -88,8 +94,12 @@ class ModelBench {
 
   double Step(const Batch& batch) {
     const auto start = std::chrono::steady_clock::now();
-    model_->Forward(batch);
-    model_->Logits(0, static_cast<int>(batch.logit_tokens.size()), logits_.data());
+    model_->Prepare(batch);
+    backend_->Replay(model_->replay_key(), [&] {
+      model_->Forward();
+      model_->Logits(0, model_->logit_rows());
+    });
+    backend_->Synchronize();
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
@@ -112,7 +122,7 @@ class ModelBench {
     for (int s = 0; s < sequences; ++s) {
       Batch batch;
       Append(s, 0, options_.context, RowKind::kPrefill, &batch);
-      model_->Forward(batch);
+      Step(batch);
     }
     double best = 1e30;
     int position = options_.context;
@@ -136,7 +146,6 @@ class ModelBench {
   std::unique_ptr<Model> model_;
   int blocks_per_sequence_ = 0;
   std::vector<int32_t> tables_;
-  std::vector<float> logits_;
   std::mt19937 rng_{1};
 };
 
@@ -176,6 +185,9 @@ int main(int argc, char** argv) {
   CLI::App app("Times prefill and decode steps of one rank, in percent of this machine's read bandwidth "
                "and matrix-product rate, both measured in the same run.", "hadal-model-bench");
   app.add_option("--model", options.model_dir, "Hugging Face model directory")->required();
+  app.add_option("--device", options.device, "what computes")
+      ->check(CLI::IsMember(hadal::BackendNames()))
+      ->capture_default_str();
   app.add_option("--threads", options.threads, "threads")->check(CLI::Range(1, 1024))->capture_default_str();
   app.add_option("--cpu-isa", options.isa, "instruction set (default: the best of this machine)");
   app.add_option("--batch", options.batches, "decode batch sizes")->check(CLI::Range(1, 4096))->capture_default_str();

@@ -1,0 +1,204 @@
+#include <algorithm>
+#include <cmath>
+#include <cstdio>
+#include <cstring>
+#include <numeric>
+#include <random>
+#include <vector>
+
+#include "kernels/cuda/bench/probes.h"
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/mla_prefill.cuh"
+#include "kernels/cuda/ops.h"
+
+// Attention of the released dims: microseconds and the part of the card's ceiling, cold L2.
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kLatent = 512, kRope = 64, kDim = kLatent + kRope, kNope = 128, kV = 128;
+constexpr int64_t kPoolBlocks = 40000;  // 2.9 GB of latent cache
+
+using bench::BenchContext;
+using bench::Ceilings;
+using bench::MeasureCeilings;
+
+void* BenchAllocate(int64_t bytes) {
+  void* data = nullptr;
+  HADAL_CUDA(cudaMalloc(&data, static_cast<size_t>(bytes)));
+  return data;
+}
+
+// Launches over different data of `bytes` each that keep the L2 cache cold.
+int ColdLaunches(int64_t bytes) {
+  constexpr int64_t kCold = int64_t{160} << 20;
+  return static_cast<int>(std::clamp<int64_t>(kCold / std::max<int64_t>(bytes, 1), 20, 300));
+}
+
+struct Bench {
+  CudaContext& context;
+  Ceilings ceilings;
+  const void* cache;
+  std::vector<int32_t> blocks;  // a permutation of the pool
+  std::mt19937 rng{7};
+
+  Bench() : context(BenchContext(int64_t{1} << 30)), ceilings(MeasureCeilings(context)) {
+    cache = bench::RandomDevice(kPoolBlocks * kBlockSize * kDim, DType::kBF16, context);
+    blocks.resize(kPoolBlocks);
+    std::iota(blocks.begin(), blocks.end(), 0);
+    std::shuffle(blocks.begin(), blocks.end(), rng);
+  }
+  template <typename T>
+  T* Upload(const std::vector<T>& host) {
+    auto* device = static_cast<T*>(BenchAllocate(static_cast<int64_t>(host.size() * sizeof(T))));
+    HADAL_CUDA(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
+    return device;
+  }
+};
+
+void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int queries) {
+  const int row_blocks = (length + kBlockSize - 1) / kBlockSize;
+  const int64_t bytes = int64_t{batch} * length * kDim * 2 +
+                        int64_t{batch} * queries * heads * (kDim + kLatent) * 2;
+  const int variants =
+      static_cast<int>(std::clamp<int64_t>(kPoolBlocks / (int64_t{batch} * row_blocks), 1,
+                                           ColdLaunches(bytes)));
+  std::vector<AttentionRow> rows;
+  for (int i = 0; i < variants * batch; ++i) {
+    rows.push_back({i % batch * queries, queries, length - queries, i * row_blocks});
+  }
+  const AttentionRow* device_rows = b.Upload(rows);
+  const int32_t* tables = b.Upload(b.blocks);
+  const int64_t pairs = int64_t{batch} * queries * heads;
+  MlaDecodeParams p;
+  p.q_latent = bench::RandomDevice(pairs * kLatent, DType::kBF16, b.context);
+  p.q_rope = bench::RandomDevice(pairs * (kNope + kRope), DType::kBF16, b.context);
+  p.q_rope_stride = int64_t{heads} * (kNope + kRope);
+  p.q_rope_head_stride = kNope + kRope;
+  p.out = BenchAllocate(pairs * kLatent * 2);
+  p.cache = b.cache;
+  p.heads = heads;
+  p.latent_rank = kLatent;
+  p.rope_dim = kRope;
+  p.scale = 1 / std::sqrt(float{kNope + kRope});
+  p.rows.num_rows = batch;
+  p.rows.block_tables = tables;
+  p.rows.tokens = batch * queries;
+  p.rows.max_row_tokens = queries;
+  p.rows.max_context = length;
+  const double us = bench::MedianMicros(ColdLaunches(bytes), [&](int i) {
+    p.rows.rows = device_rows + i % variants * batch;
+    MlaDecodeWith(path, p, b.context);
+  }, b.context);
+  const double flops = 2.0 * batch * queries * heads * length * (kDim + kLatent);
+  std::printf("decode %3d heads, %3d x %5d, %d queries: %8.1f us  %6.0f GB/s %5.1f %%  %6.1f TFLOP/s "
+              "%5.1f %%\n",
+              heads, batch, length, queries, us, bytes / us * 1e-3,
+              bytes / us * 1e-1 / b.ceilings.read_gbs, flops / us * 1e-6,
+              flops / us * 1e-4 / b.ceilings.bf16_tflops);
+}
+
+// The flash kernel alone: keys and values are there.
+void Flash(Bench& b, MlaPath path, int heads, int batch, int start, int queries) {
+  const int length = start + queries, tile = path == MlaPath::kWgmma ? WgmmaPrefillTile()
+                                                                     : MmaPrefillTile();
+  const int64_t tokens = int64_t{batch} * queries, keys = int64_t{batch} * length;
+  PrefillPiece piece;
+  for (int r = 0; r < batch; ++r) {
+    piece.segments[piece.count++] = {{r * queries, queries, start, 0}, 0, length, r * length,
+                                     piece.tiles};
+    piece.tiles += (queries + tile - 1) / tile;
+  }
+  piece.keys = static_cast<int>(keys);
+  PrefillArgs args;
+  args.q = bench::RandomDevice(tokens * heads * (kNope + kRope), DType::kBF16, b.context);
+  args.q_stride = int64_t{heads} * (kNope + kRope);
+  args.out = BenchAllocate(tokens * heads * kV * 2);
+  args.out_stride = int64_t{heads} * kV;
+  args.group_heads = heads;
+  args.nope_dim = kNope;
+  args.rope_dim = kRope;
+  args.v_dim = kV;
+  args.scale_log2 = kLog2E / std::sqrt(float{kNope + kRope});
+  args.k = bench::RandomDevice(keys * heads * kNope, DType::kBF16, b.context);
+  args.v = bench::RandomDevice(keys * heads * kV, DType::kBF16, b.context);
+  args.k_rope = bench::RandomDevice(keys * kDim, DType::kBF16, b.context);
+  args.k_rope_stride = kDim;
+  const double us = bench::MedianMicros(20, [&](int) {
+    path == MlaPath::kWgmma ? WgmmaPrefillPiece(args, piece, b.context)
+                            : MmaPrefillPiece(args, piece, b.context);
+  }, b.context);
+  const double pairs = batch * (queries * double(start) + queries * (queries + 1.0) / 2);
+  const double flops = 2 * pairs * heads * (kNope + kRope + kV);
+  std::printf("flash %s %3d heads, %d x %5d after %5d: %8.1f us  %6.1f TFLOP/s %5.1f %%\n",
+              path == MlaPath::kWgmma ? "wgmma" : "mma  ", heads, batch, queries, start, us,
+              flops / us * 1e-6, flops / us * 1e-4 / b.ceilings.bf16_tflops);
+}
+
+void Input(Bench& b, int heads, int tokens) {
+  std::vector<int32_t> positions(static_cast<size_t>(tokens), 100);
+  std::vector<int64_t> cache_rows(static_cast<size_t>(tokens));
+  std::iota(cache_rows.begin(), cache_rows.end(), 0);
+  MlaInputParams p;
+  p.q_rope = bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
+  p.q_rope_stride = int64_t{heads} * (kNope + kRope);
+  p.q_rope_head_stride = kNope + kRope;
+  p.heads = heads;
+  p.kv_a = bench::RandomDevice(int64_t{tokens} * kDim, DType::kBF16, b.context);
+  p.kv_a_stride = kDim;
+  p.weight = static_cast<const float*>(bench::RandomDevice(kLatent * 2, DType::kBF16, b.context));
+  p.latent_rank = kLatent;
+  p.rope_dim = kRope;
+  p.positions = b.Upload(positions);
+  p.cos_sin = static_cast<const float*>(bench::RandomDevice(1000 * kRope * 2, DType::kBF16, b.context));
+  p.cache_rows = b.Upload(cache_rows);
+  p.cache = bench::RandomDevice(int64_t{tokens} * kDim, DType::kBF16, b.context);
+  p.tokens = tokens;
+  const double us = bench::MedianMicros(20, [&](int) { MlaInput(p, b.context); }, b.context);
+  const int64_t bytes = int64_t{tokens} * (heads * kRope * 4 + kDim * 4);
+  std::printf("input  %3d heads, %5d tokens: %8.1f us  %6.0f GB/s (warm)\n", heads, tokens, us,
+              bytes / us * 1e-3);
+}
+
+int Main() {
+  Bench b;
+  for (const auto& [batch, length] : std::vector<std::pair<int, int>>{
+           {1, 512}, {1, 8192}, {8, 512}, {64, 512}, {256, 512}, {64, 8192}, {16, 4096}}) {
+    Decode(b, MlaPath::kMma, 16, batch, length, 1);
+  }
+  Decode(b, MlaPath::kMma, 8, 64, 512, 1);
+  Decode(b, MlaPath::kMma, 2, 256, 512, 1);
+  for (const MlaPath path : {MlaPath::kMma}) {
+    std::printf(path == MlaPath::kMma ? "mma:\n" : "wgmma:\n");
+    Decode(b, path, 16, 64, 512, 2);
+    Decode(b, path, 16, 64, 2048, 4);
+    Decode(b, path, 128, 1, 512, 1);
+    Decode(b, path, 128, 16, 2048, 1);
+    Decode(b, path, 128, 64, 8192, 1);
+  }
+  for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma}) {
+    Flash(b, path, 16, 1, 0, 2048);
+    Flash(b, path, 16, 4, 0, 2048);
+    Flash(b, path, 16, 1, 0, 8192);
+    Flash(b, path, 16, 1, 6144, 2048);
+    Flash(b, path, 128, 1, 0, 2048);
+  }
+  Input(b, 16, 1);
+  Input(b, 16, 64);
+  Input(b, 16, 2048);
+  Input(b, 128, 2048);
+  return 0;
+}
+
+}  // namespace
+}  // namespace hadal::cuda
+
+int main() {
+  setvbuf(stdout, nullptr, _IOLBF, 0);
+  try {
+    return hadal::cuda::Main();
+  } catch (const std::exception& e) {
+    std::printf("%s\n", e.what());
+    return 1;
+  }
+}

@@ -1,0 +1,166 @@
+#include <algorithm>
+#include <vector>
+
+#include "kernels/cuda/bench/probes.h"
+#include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/cublas_plan.h"
+#include "kernels/cuda/cuda_check.h"
+
+namespace hadal::bench {
+namespace {
+
+__device__ uint32_t Hash(uint64_t i) {
+  uint64_t z = (i + 1) * 0x9e3779b97f4a7c15u;
+  z = (z ^ (z >> 30)) * 0xbf58476d1ce4e5b9u;
+  z = (z ^ (z >> 27)) * 0x94d049bb133111ebu;
+  return static_cast<uint32_t>(z >> 32);
+}
+
+// Values in [-1, 1); of e4m3 random finite codes.
+template <typename T>
+__global__ void FillKernel(T* out, int64_t count) {
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count; i += stride) {
+    const uint32_t bits = Hash(static_cast<uint64_t>(i));
+    if constexpr (sizeof(T) == 1) {
+      const auto code = static_cast<uint8_t>(bits);
+      out[i] = (code & 0x7f) == 0x7f ? 0 : code;
+    } else {
+      out[i] = cuda::FromFloat<T>(static_cast<int32_t>(bits) * (1.0f / 2147483648.0f));
+    }
+  }
+}
+
+__global__ void __launch_bounds__(512) ReadKernel(const uint4* data, int64_t count, uint32_t* out) {
+  constexpr int kUnroll = 8;
+  const int64_t stride = int64_t{gridDim.x} * blockDim.x;
+  uint32_t sum = 0;
+  for (int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x; i < count;
+       i += stride * kUnroll) {
+    uint4 v[kUnroll];
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) {
+      const int64_t at = i + j * stride;
+      v[j] = at < count ? __ldcs(data + at) : make_uint4(0, 0, 0, 0);
+    }
+#pragma unroll
+    for (int j = 0; j < kUnroll; ++j) sum += v[j].x ^ v[j].y ^ v[j].z ^ v[j].w;
+  }
+  if (sum == 0x12345678u) *out = sum;  // never, but the compiler does not know
+}
+
+template <typename T>
+void Fill(void* out, int64_t count, CudaContext& context) {
+  FillKernel<<<8 * context.sm_count, 256, 0, context.stream>>>(static_cast<T*>(out), count);
+  HADAL_CUDA_LAUNCHED();
+}
+
+}  // namespace
+
+CudaContext& BenchContext(int64_t scratch_bytes) {
+  static CudaContext context = [&] {
+    CudaContext c;
+    cudaDeviceProp properties{};
+    HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
+    c.sm_count = properties.multiProcessorCount;
+    c.arch = 10 * properties.major + properties.minor;
+    HADAL_CUDA(cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking));
+    void* scratch = nullptr;
+    HADAL_CUDA(cudaMalloc(&scratch, static_cast<size_t>(scratch_bytes)));
+    c.scratch.Reset(scratch, scratch_bytes);
+    c.cublas_workspace_bytes = 64 << 20;
+    HADAL_CUDA(cudaMalloc(&c.cublas_workspace, 64 << 20));
+    HADAL_CHECK(cublasLtCreate(&c.cublas) == CUBLAS_STATUS_SUCCESS);
+    return c;
+  }();
+  return context;
+}
+
+void* RandomDevice(int64_t elements, DType dtype, CudaContext& context) {
+  void* data = nullptr;
+  HADAL_CUDA(cudaMalloc(&data, static_cast<size_t>(elements * DTypeSize(dtype))));
+  switch (dtype) {
+    case DType::kF32:
+      Fill<float>(data, elements, context);
+      break;
+    case DType::kBF16:
+      Fill<__nv_bfloat16>(data, elements, context);
+      break;
+    case DType::kF8E4M3:
+      Fill<uint8_t>(data, elements, context);
+      break;
+  }
+  return data;
+}
+
+double MedianMicros(int calls, const std::function<void(int)>& call, CudaContext& context) {
+  constexpr int kRepeats = 15;
+  call(0);  // loads the kernel, chooses algorithms
+  HADAL_CUDA(cudaStreamSynchronize(context.stream));
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  HADAL_CUDA(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
+  for (int i = 0; i < calls; ++i) call(i);
+  HADAL_CUDA(cudaStreamEndCapture(context.stream, &graph));
+  HADAL_CUDA(cudaGraphInstantiate(&exec, graph, 0));
+  std::vector<cudaEvent_t> events(kRepeats + 1);
+  for (cudaEvent_t& event : events) HADAL_CUDA(cudaEventCreate(&event));
+  HADAL_CUDA(cudaGraphLaunch(exec, context.stream));
+  HADAL_CUDA(cudaEventRecord(events[0], context.stream));
+  for (int i = 0; i < kRepeats; ++i) {
+    HADAL_CUDA(cudaGraphLaunch(exec, context.stream));
+    HADAL_CUDA(cudaEventRecord(events[static_cast<size_t>(i) + 1], context.stream));
+  }
+  HADAL_CUDA(cudaStreamSynchronize(context.stream));
+  std::vector<float> millis(kRepeats);
+  for (size_t i = 0; i < millis.size(); ++i) {
+    HADAL_CUDA(cudaEventElapsedTime(&millis[i], events[i], events[i + 1]));
+  }
+  for (cudaEvent_t event : events) cudaEventDestroy(event);
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  std::nth_element(millis.begin(), millis.begin() + kRepeats / 2, millis.end());
+  return 1e3 * millis[kRepeats / 2] / calls;
+}
+
+Ceilings MeasureCeilings(CudaContext& context) {
+  Ceilings ceilings;
+  cudaDeviceProp properties{};
+  HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
+  ceilings.card = properties.name;
+  ceilings.l2_bytes = properties.l2CacheSize;
+  constexpr int64_t kReadBytes = int64_t{2} << 30;
+  void* data = RandomDevice(kReadBytes / 2, DType::kBF16, context);
+  const double read = MedianMicros(
+      2,
+      [&](int) {
+        ReadKernel<<<4 * context.sm_count, 512, 0, context.stream>>>(
+            static_cast<const uint4*>(data), kReadBytes / 16,
+            static_cast<uint32_t*>(context.cublas_workspace));
+        HADAL_CUDA_LAUNCHED();
+      },
+      context);
+  ceilings.read_gbs = kReadBytes / read / 1e3;
+  constexpr int64_t kCube = 8192;
+  const auto* x = static_cast<const char*>(data);
+  const double cube = MedianMicros(
+      4,
+      [&](int) {
+        HADAL_CHECK(cuda::RunCublas({.x = x,
+                                     .x_stride = kCube,
+                                     .w = x + kCube * kCube * 2,
+                                     .w_stride = kCube,
+                                     .y = const_cast<char*>(x) + (int64_t{1} << 30),
+                                     .y_stride = kCube,
+                                     .m = kCube,
+                                     .n = kCube,
+                                     .k = kCube},
+                                    context));
+      },
+      context);
+  ceilings.bf16_tflops = 2.0 * kCube * kCube * kCube / cube / 1e6;
+  HADAL_CUDA(cudaFree(data));
+  return ceilings;
+}
+
+}  // namespace hadal::bench

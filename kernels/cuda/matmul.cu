@@ -1,0 +1,95 @@
+#include <algorithm>
+
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/ops.h"
+
+namespace hadal::cuda {
+namespace {
+
+// Up to here reading the weights takes longer than multiplying by them.
+constexpr int kFewRows = 64;
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+const CudaPackedWeight& Packed(const PackedWeight* w) {
+  return static_cast<const CudaPackedWeight&>(*w);
+}
+
+}  // namespace
+
+void RunProduct(const Product& p, CudaContext& context) {
+  if (p.m == 0) return;
+  if (p.m > kFewRows && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
+  if (MatMulSkinny(p, context)) return;
+  MatMulGeneral(p, context);
+}
+
+void MatMul(const MatMulParams& p, CudaContext& context) {
+  RunProduct({.x = p.x,
+              .x_stride = p.x_stride,
+              .w = &Packed(p.w),
+              .y = p.y,
+              .y_stride = p.y_stride,
+              .float_out = p.float_out,
+              .m = p.m},
+             context);
+}
+
+void HeadMatMul(const HeadMatMulParams& p, CudaContext& context) {
+  RunProduct({.x = p.x,
+              .x_stride = p.x_stride,
+              .x_matrix_stride = p.x_head_stride,
+              .w = &Packed(p.w),
+              .y = p.y,
+              .y_stride = p.y_stride,
+              .y_matrix_stride = p.y_head_stride,
+              .m = p.m,
+              .matrices = p.heads},
+             context);
+}
+
+void Mlp(const MlpParams& p, CudaContext& context) {
+  if (p.tokens == 0) return;
+  DeviceScratch::Scope scope(context.scratch);
+  const int64_t size = DTypeSize(context.act), rows = p.tokens;
+  const CudaPackedWeight &w13 = Packed(p.w13), &w2 = Packed(p.w2);
+  char* hidden = context.scratch.Allocate<char>(rows * p.width * size);
+  Product first{.x = p.x,
+                .x_stride = w13.k,
+                .w = &w13,
+                .y = hidden,
+                .y_stride = p.width,
+                .m = p.tokens,
+                .silu_mul = true};
+  if (p.tokens > kFewRows || !MatMulSkinny(first, context)) {
+    char* both = context.scratch.Allocate<char>(rows * w13.n * size);
+    first.y = both;
+    first.y_stride = w13.n;
+    first.silu_mul = false;
+    RunProduct(first, context);
+    SiluMul(both, hidden, p.tokens, p.width, context);
+  }
+  RunProduct(
+      {.x = hidden, .x_stride = p.width, .w = &w2, .y = p.out, .y_stride = w2.n, .m = p.tokens},
+      context);
+}
+
+int64_t MatMulScratchBytes(const OpLimits& limits, DType act) {
+  const int64_t size = DTypeSize(act), rows = limits.tokens;
+  const int64_t mlp = DeviceScratch::Aligned(rows * limits.mlp_width * size) +
+                      DeviceScratch::Aligned(rows * 2 * limits.mlp_width * size);
+  if (act != DType::kBF16) return mlp;
+  // Quantised activations and spread scales of one product.
+  const int64_t k =
+      std::max({limits.dim, limits.mlp_width, limits.q_rank, int64_t{limits.heads} * limits.v_dim});
+  const int64_t n = std::max({limits.dim, 2 * limits.mlp_width, limits.vocab,
+                              limits.q_rank + limits.latent_rank + limits.rope_dim,
+                              int64_t{limits.heads} * (limits.nope_dim + limits.rope_dim) +
+                                  limits.latent_rank + limits.rope_dim});
+  const int64_t blocks = CeilDiv(k, 128), scale_size = sizeof(float);
+  return mlp + DeviceScratch::Aligned(rows * k) +
+         DeviceScratch::Aligned(rows * blocks * scale_size) +
+         DeviceScratch::Aligned(CeilDiv(n, 128) * (blocks + 3) * scale_size);
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,40 @@
+#pragma once
+
+#include <cstdint>
+
+#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/packed_weight.h"
+
+namespace hadal::cuda {
+
+// y[t, i] = x[t, i] w[i]^T for the `matrices` matrices i of w: what MatMul and HeadMatMul come to.
+struct Product {
+  const void* x = nullptr;  // [m, matrices, k] act
+  int64_t x_stride = 0;     // between tokens
+  int64_t x_matrix_stride = 0;
+  const CudaPackedWeight* w = nullptr;
+  void* y = nullptr;  // [m, matrices, n]
+  int64_t y_stride = 0;
+  int64_t y_matrix_stride = 0;
+  bool float_out = false;  // y is float, not act
+  int m = 0;
+  int matrices = 1;
+  // y is [m, n / 2]: silu of the first half of the outputs times the second. Only of
+  // MatMulSkinny().
+  bool silu_mul = false;
+};
+
+// The ways to compute a product. A function returns false, and has done nothing, where its way does
+// not exist for these operands.
+bool MatMulGeneral(const Product& p, CudaContext& context);   // always exists
+bool MatMulSkinny(const Product& p, CudaContext& context);    // bf16 act; meant for few rows
+bool MatMulCublas(const Product& p, CudaContext& context);    // bf16 act and weights
+bool MatMulCublasF8(const Product& p, CudaContext& context);  // rounds x to FP8, 1x128 scales
+
+// Chooses among them. What MatMul() and HeadMatMul() do.
+void RunProduct(const Product& p, CudaContext& context);
+
+// out[t] = silu(x[t, 0 .. width)) * x[t, width .. 2 width), act; contiguous.
+void SiluMul(const void* x, void* out, int tokens, int64_t width, CudaContext& context);
+
+}  // namespace hadal::cuda

@@ -1,0 +1,104 @@
+#include "kernels/cuda/cublas_plan.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/quantise.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int64_t kBlock = 128;
+
+bool Aligned(const void* p, int64_t stride_bytes) {
+  return reinterpret_cast<uintptr_t>(p) % 16 == 0 && stride_bytes % 16 == 0;
+}
+
+// Rows of scales, `to_stride` apart instead of `from_stride`.
+__global__ void SpreadScalesKernel(const float* from, int64_t from_stride, float* to,
+                                   int64_t to_stride, int64_t rows) {
+  cudaGridDependencySynchronize();  // `to` is scratch that an earlier op may still read
+  cudaTriggerProgrammaticLaunchCompletion();
+  const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (i >= rows * to_stride) return;
+  const int64_t col = i % to_stride;
+  to[i] = col < from_stride ? from[i / to_stride * from_stride + col] : 0.0f;
+}
+
+// The weight's scales with rows of a multiple of four: in place, or in scratch.
+const float* CublasScales(const CudaPackedWeight& w, CudaContext& context) {
+  const int64_t stride = (w.k_blocks + 3) / 4 * 4;
+  if (stride == w.k_blocks) return w.scale;
+  float* to = context.scratch.Allocate<float>(w.scale_n * stride);
+  const auto grid = dim3(static_cast<unsigned>((w.scale_n * stride + 255) / 256));
+  Launch(SpreadScalesKernel, grid, dim3(256), 0, context, w.scale, w.k_blocks, to, stride,
+         w.scale_n);
+  HADAL_CUDA_LAUNCHED();
+  return to;
+}
+
+}  // namespace
+
+bool MatMulCublas(const Product& p, CudaContext& context) {
+  const CudaPackedWeight& w = *p.w;
+  if (context.act != DType::kBF16 || w.dtype != DType::kBF16) return false;
+  if (!Aligned(p.x, p.x_stride * 2) || w.k % 8 != 0 || p.x_matrix_stride % 8 != 0) return false;
+  if (p.m == 0) return true;
+  return RunCublas({.x = p.x,
+                    .x_stride = p.x_stride,
+                    .w = w.data,
+                    .w_stride = w.stride,
+                    .y = p.y,
+                    .y_stride = p.y_stride,
+                    .m = p.m,
+                    .n = w.n,
+                    .k = w.k,
+                    .float_out = p.float_out,
+                    .batch = p.matrices,
+                    .x_step = p.x_matrix_stride,
+                    .w_step = w.n * w.stride,
+                    .y_step = p.y_matrix_stride},
+                   context);
+}
+
+bool MatMulCublasF8(const Product& p, CudaContext& context) {
+  const CudaPackedWeight& w = *p.w;
+  if (context.act != DType::kBF16 || w.dtype != DType::kF8E4M3 || p.matrices != 1) return false;
+  if (w.scale_rows != kBlock || w.k_lead != 0 || w.n % 4 != 0 || w.k % 16 != 0) return false;
+  if (!Aligned(p.x, p.x_stride * 2)) return false;
+  // cuBLASLt takes rows by four; a rest goes the way of few rows.
+  const int m = p.m / 4 * 4;
+  if (m == 0) return false;
+  DeviceScratch::Scope scope(context.scratch);
+  auto* codes = context.scratch.Allocate<uint8_t>(m * w.k);
+  auto* scales = context.scratch.Allocate<float>(m * w.k_blocks);
+  Quantise({.x = static_cast<const __nv_bfloat16*>(p.x),
+            .x_stride = p.x_stride,
+            .rows = m,
+            .columns = w.k,
+            .codes = codes,
+            .code_stride = w.k,
+            .scales = scales,
+            .scale_block_stride = m},
+           context);
+  const bool done = RunCublas({.x = codes,
+                               .x_stride = w.k,
+                               .w = w.data,
+                               .w_stride = w.stride,
+                               .y = p.y,
+                               .y_stride = p.y_stride,
+                               .m = m,
+                               .n = w.n,
+                               .k = w.k,
+                               .f8 = true,
+                               .float_out = p.float_out,
+                               .x_scale = scales,
+                               .w_scale = CublasScales(w, context)},
+                              context);
+  if (!done || m == p.m) return done;
+  Product rest = p;
+  rest.m = p.m - m;
+  rest.x = static_cast<const char*>(p.x) + m * p.x_stride * 2;
+  rest.y = static_cast<char*>(p.y) + m * p.y_stride * (p.float_out ? 4 : 2);
+  return MatMulSkinny(rest, context) || MatMulGeneral(rest, context);
+}
+
+}  // namespace hadal::cuda

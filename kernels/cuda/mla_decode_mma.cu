@@ -1,0 +1,372 @@
+#include "common/check.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mla_ptx.cuh"
+#include "kernels/cuda/mla_schedule.cuh"
+
+// Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by the
+// reading of the cache. A CTA keeps three tiles of 64 keys in flight; a tile serves as keys and as
+// values. Each of 8 warps makes the scores of 8 keys, with the queries in registers, then 64 of the
+// 512 columns of the output; scores change hands in shared memory.
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kRows = 16;
+constexpr int kLatent = 512;
+constexpr int kDim = 576;
+constexpr int kSteps = kDim / 16;
+constexpr int kThreads = 256;
+constexpr int kWarps = kThreads / 32;
+constexpr int kStages = 3;
+constexpr int kPitch = kDim * 2 + 16;         // bytes; rows of a tile start in different banks
+constexpr int kStageBytes = kBlockSize * kPitch;
+constexpr int kWeightPitch = kBlockSize * 2 + 16;
+constexpr int kQueryChunk = 128;              // columns of the queries staged at once
+constexpr int kQueryPitch = kQueryChunk * 2 + 16;
+
+struct Shared {
+  char stages[kStages][kStageBytes];
+  char weights[kRows * kWeightPitch];
+  char queries[kRows * kQueryPitch];
+  float of_warp[kWarps][kRows];
+  uint64_t full[kStages];
+  int schedule[32];
+  DecodeRun run;
+  DecodeSegment segment;  // thread 0 writes it between two barriers
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+// Brings the run's tiles into the stages, one after the other. All threads keep the same state, each
+// warp copies its 8 keys.
+struct Producer {
+  int item;
+  int first_block;
+  int keys;
+  int tiles;
+  int tile;
+  int left;    // tiles not yet on their way
+  int block;   // of the next tile
+
+  __device__ __forceinline__ void Enter(const DecodeItem& next) {
+    item = next.index;
+    first_block = next.row.first_block;
+    keys = next.keys;
+    tiles = next.tiles;
+  }
+  __device__ __forceinline__ void LoadBlock(const DecodeArgs& a) {
+    if (left > 0) block = a.p.rows.block_tables[first_block + tile];
+  }
+  __device__ __forceinline__ void Issue(const DecodeArgs& a, Shared& shared, int stage) {
+    if (left == 0) return;
+    const int valid = min(kBlockSize, keys - tile * kBlockSize);
+    const uint32_t barrier = SharedAddress(&shared.full[stage]);
+    if (threadIdx.x == 0) BarrierArriveExpect(barrier, valid * kDim * 2);
+    const int lane = threadIdx.x % 32, key = threadIdx.x / 32 * 8 + lane;
+    if (lane < 8 && key < valid) {
+      const char* from = static_cast<const char*>(a.p.cache) +
+                         (static_cast<int64_t>(block) * kBlockSize + key) * (kDim * 2);
+      BulkCopy(SharedAddress(shared.stages[stage] + key * kPitch), from, kDim * 2, barrier);
+    }
+    if (--left > 0 && ++tile == tiles) {
+      Enter(NextItem(a, item));
+      tile = 0;
+    }
+    LoadBlock(a);
+  }
+};
+
+// 16 bytes of the queries: of pair `pair`, from column `column` on.
+__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
+                                           int column) {
+  if (pair >= item.pairs || column >= kDim) return make_uint4(0, 0, 0, 0);
+  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
+  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
+  const int64_t token = item.row.first_token + pair / a.p.heads;
+  const int head = pair % a.p.heads;
+  const auto* at = column < kLatent
+                       ? latent + (token * a.p.heads + head) * kLatent + column
+                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
+                             (column - kLatent);
+  return *reinterpret_cast<const uint4*>(at);
+}
+
+// The item's queries as fragments of all 36 steps, through shared memory chunk by chunk.
+__device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const DecodeItem& item,
+                                            Shared& shared, uint32_t (&q)[kSteps][4]) {
+  constexpr int kChunks = (kDim + kQueryChunk - 1) / kQueryChunk;
+  const int row = threadIdx.x / 16, piece = threadIdx.x % 16;
+  const int lane = threadIdx.x % 32;
+  uint4 loaded[kChunks];
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    loaded[c] = LoadQuery(a, item, item.first + row, c * kQueryChunk + piece * 8);
+  }
+  const uint32_t from =
+      SharedAddress(shared.queries + lane % 16 * kQueryPitch + lane / 16 * 16);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    __syncthreads();
+    *reinterpret_cast<uint4*>(shared.queries + row * kQueryPitch + piece * 16) = loaded[c];
+    __syncthreads();
+#pragma unroll
+    for (int s = c * 8; s < min(kSteps, c * 8 + 8); ++s) {
+      LoadMatrices(from + (s - c * 8) * 32, q[s]);
+    }
+  }
+}
+
+// What a thread holds of the softmax of rows `lane / 4` and `lane / 4 + 8`: l is its own share.
+struct RowState {
+  float m[2];
+  float l[2];
+  int limit[2];  // keys that the row's query sees
+};
+
+// Rows of the tile that hold no key of the item would bring NaNs into the products.
+__device__ __forceinline__ void ClearRows(char* stage, int valid) {
+  for (int i = threadIdx.x; i < (kBlockSize - valid) * (kDim / 8); i += kThreads) {
+    char* row = stage + (valid + i / (kDim / 8)) * kPitch;
+    *reinterpret_cast<uint4*>(row + i % (kDim / 8) * 16) = make_uint4(0, 0, 0, 0);
+  }
+  FenceAsync();
+  __syncthreads();
+}
+
+// Scores of the warp's 8 keys.
+__device__ __forceinline__ void Scores(const char* stage, const uint32_t (&q)[kSteps][4],
+                                       float (&s)[4]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t from = SharedAddress(stage + (warp * 8 + lane % 8) * kPitch + lane / 8 * 16);
+  float part[4][4] = {};
+#pragma unroll
+  for (int k = 0; k < kSteps; k += 2) {
+    uint32_t b[4];
+    LoadMatrices(from + k * 32, b);
+    Mma(part[k % 4], q[k], b[0], b[1]);
+    Mma(part[k % 4 + 1], q[k + 1], b[2], b[3]);
+  }
+#pragma unroll
+  for (int i = 0; i < 4; ++i) s[i] = (part[0][i] + part[1][i]) + (part[2][i] + part[3][i]);
+}
+
+// Turns scores into weights in shared memory; scales the sums so far.
+__device__ __forceinline__ void Softmax(const DecodeArgs& a, int first_key, float (&s)[4],
+                                        RowState& state, Shared& shared, float (&o)[8][4]) {
+  const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
+  const int column = warp * 8 + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    const bool seen = first_key + column + i % 2 < state.limit[i / 2];
+    s[i] = seen ? s[i] * a.scale_log2 : -INFINITY;
+  }
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float m = fmaxf(s[2 * r], s[2 * r + 1]);
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 1));
+    m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, 2));
+    if (threadIdx.x % 4 == 0) shared.of_warp[warp][row + 8 * r] = m;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float m = state.m[r];
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) m = fmaxf(m, shared.of_warp[w][row + 8 * r]);
+    const float base = m == -INFINITY ? 0.0f : m;
+    const float alpha = Exp2(state.m[r] - base);
+    const float p0 = Exp2(s[2 * r] - base), p1 = Exp2(s[2 * r + 1] - base);
+    state.m[r] = m;
+    state.l[r] = state.l[r] * alpha + p0 + p1;
+    *reinterpret_cast<uint32_t*>(shared.weights + (row + 8 * r) * kWeightPitch + column * 2) =
+        PackBf16(p0, p1);
+#pragma unroll
+    for (int n = 0; n < 8; ++n) o[n][2 * r] *= alpha, o[n][2 * r + 1] *= alpha;
+  }
+  __syncthreads();
+}
+
+// o += weights times the warp's 64 columns of the tile.
+__device__ __forceinline__ void AddValues(const char* stage, const char* weights,
+                                          float (&o)[8][4]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t a_from = SharedAddress(weights + lane % 16 * kWeightPitch + lane / 16 * 16);
+  const uint32_t b_from =
+      SharedAddress(stage + lane % 16 * kPitch + warp * 128 + lane / 16 * 16);
+#pragma unroll
+  for (int k = 0; k < kBlockSize / 16; ++k) {
+    uint32_t p[4];
+    LoadMatrices(a_from + k * 32, p);
+#pragma unroll
+    for (int n = 0; n < 8; n += 2) {
+      uint32_t b[4];
+      LoadMatricesTransposed(b_from + k * 16 * kPitch + n * 16, b);
+      Mma(o[n], p, b[0], b[1]);
+      Mma(o[n + 1], p, b[2], b[3]);
+    }
+  }
+}
+
+__device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSegment& s,
+                                             RowState& state, Shared& shared, float (&o)[8][4]) {
+  const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
+  const int column = warp * 64 + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float l = state.l[r];
+    l += __shfl_xor_sync(0xffffffffu, l, 1);
+    l += __shfl_xor_sync(0xffffffffu, l, 2);
+    if (threadIdx.x % 4 == 0) shared.of_warp[warp][row + 8 * r] = l;
+  }
+  __syncthreads();
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    float l = 0;
+#pragma unroll
+    for (int w = 0; w < kWarps; ++w) l += shared.of_warp[w][row + 8 * r];
+    const int pair = s.item.first + row + 8 * r;
+    if (s.Whole()) {
+      if (pair >= s.item.pairs) continue;
+      const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
+      auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kLatent + column;
+      const float inverse = 1.0f / l;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        *reinterpret_cast<uint32_t*>(out + n * 8) =
+            PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+      }
+    } else {
+      const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * kRows + row + 8 * r;
+      float* out = a.part_o + part * kLatent + column;
+#pragma unroll
+      for (int n = 0; n < 8; ++n) {
+        *reinterpret_cast<float2*>(out + n * 8) = make_float2(o[n][2 * r], o[n][2 * r + 1]);
+      }
+      if (warp == 0 && threadIdx.x % 4 == 0) a.part_ml[part] = make_float2(state.m[r], l);
+    }
+  }
+}
+
+// Stage and parity of the next tile.
+struct Ring {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ void Advance() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+__device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Ring& ring,
+                                           Producer& producer) {
+  const DecodeSegment& s = shared.segment;
+  uint32_t q[kSteps][4];
+  LoadQueries(a, s.item, shared, q);
+  RowState state;
+  float o[8][4] = {};
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const int pair = s.item.first + threadIdx.x % 32 / 4 + 8 * r;
+    state.m[r] = -INFINITY;
+    state.l[r] = 0;
+    state.limit[r] = pair < s.item.pairs ? s.item.row.start_pos + pair / a.p.heads + 1 : 0;
+  }
+  for (int t = s.tile; t < s.tile + s.tiles; ++t, ring.Advance()) {
+    char* stage = shared.stages[ring.stage];
+    BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
+    const int valid = s.item.keys - t * kBlockSize;
+    if (valid < kBlockSize) ClearRows(stage, valid);
+    float scores[4];
+    Scores(stage, q, scores);
+    Softmax(a, t * kBlockSize, scores, state, shared, o);
+    AddValues(stage, shared.weights, o);
+    __syncthreads();
+    producer.Issue(a, shared, ring.stage);
+  }
+  WriteSegment(a, s, state, shared, o);
+}
+
+// Thread 0: the first segment, or the one after the last.
+__device__ void EnterSegment(const DecodeArgs& a, Shared& shared, bool first) {
+  DecodeSegment& s = shared.segment;
+  const DecodeRun& run = shared.run;
+  if (first) {
+    s = {LoadItem(a, run.item), run.tile, 0, 0};
+  } else {
+    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  }
+  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
+  NoteMerge(a, run, s);
+}
+
+#endif
+
+__global__ void __launch_bounds__(kThreads, 1) MmaDecodeKernel(const __grid_constant__ DecodeArgs a) {
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+  extern __shared__ __align__(128) char memory[];
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  cudaTriggerProgrammaticLaunchCompletion();
+  if (threadIdx.x == 0) {
+    for (uint64_t& barrier : shared.full) BarrierInit(SharedAddress(&barrier), 1);
+    FenceAsync();
+  }
+  cudaGridDependencySynchronize();
+  if (threadIdx.x == 0 && !a.by_item) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
+  const DecodeRun run = FindRun<kThreads>(a, a.items(), shared.schedule);
+  if (run.tiles == 0) return;
+  if (threadIdx.x == 0) {
+    shared.run = run;
+    EnterSegment(a, shared, true);
+  }
+  Producer producer;
+  producer.Enter(LoadItem(a, run.item));
+  producer.tile = run.tile;
+  producer.left = run.tiles;
+  producer.LoadBlock(a);
+  for (int stage = 0; stage < kStages; ++stage) producer.Issue(a, shared, stage);
+  Ring ring;
+  while (true) {
+    __syncthreads();
+    RunSegment(a, shared, ring, producer);
+    const DecodeSegment& s = shared.segment;
+    if (s.done + s.tiles == shared.run.tiles) break;
+    __syncthreads();
+    if (threadIdx.x == 0) EnterSegment(a, shared, false);
+  }
+#endif
+}
+
+bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+}  // namespace
+
+bool MmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context) {
+  return context.arch >= 90 && context.act == DType::kBF16 && p.cache_dtype == DType::kBF16 &&
+         p.latent_rank == kLatent && p.rope_dim == kDim - kLatent && Aligned16(p.cache) &&
+         Aligned16(p.q_latent) && Aligned16(p.q_rope) && Aligned16(p.out) &&
+         p.q_rope_stride % 8 == 0 && p.q_rope_head_stride % 8 == 0;
+}
+
+void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
+  HADAL_CHECK(MmaDecodeAllowed(p, context));
+  static const bool allowed = [] {
+    HADAL_CUDA(cudaFuncSetAttribute(MmaDecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    sizeof(Shared)));
+    return true;
+  }();
+  HADAL_CHECK(allowed);
+  DeviceScratch::Scope scope(context.scratch);
+  DecodeArgs args;
+  args.p = p;
+  args.scale_log2 = p.scale * kLog2E;
+  args.piece_rows = kRows;
+  args.pieces = (p.rows.max_row_tokens * p.heads + kRows - 1) / kRows;
+  const int runs = DecodeRuns(args, context);
+  AllocateDecode(args, runs, context);
+  Launch(MmaDecodeKernel, dim3(runs), dim3(kThreads), sizeof(Shared), context, args);
+  HADAL_CUDA_LAUNCHED();
+  MergeDecode(args, runs, context);
+}
+
+int64_t MmaDecodeScratchBytes() { return FastDecodeScratchBytes(kRows); }
+
+}  // namespace hadal::cuda

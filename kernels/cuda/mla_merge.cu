@@ -1,0 +1,109 @@
+#include <algorithm>
+
+#include "common/check.h"
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mla_schedule.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kLatent = 512;
+constexpr int kGroup = kLatent / 4;   // threads, four elements each
+constexpr int kGroups = 4;
+constexpr int kManyMerges = 8;        // CTAs per merge below which a row is shared by all groups
+
+// Weights 2^(m_j - m) / l of the parts of one (query, head) pair; a whole warp. Its lanes take parts
+// in turn.
+__device__ void PartWeights(const DecodeArgs& a, int4 merge, int row, float* weights) {
+  const int lane = threadIdx.x % 32, count = merge.z - merge.y + 1;
+  const auto ml = [&](int j) {
+    const int slot = (merge.y + j) * 2 + (j == 0 ? merge.w : 0);
+    return a.part_ml[static_cast<int64_t>(slot) * a.piece_rows + row];
+  };
+  float m = -INFINITY, l = 0;
+  for (int j = lane; j < count; j += 32) m = fmaxf(m, ml(j).x);
+  m = WarpMax(m);
+  for (int j = lane; j < count; j += 32) {
+    const float2 part = ml(j);
+    weights[j] = ExpDiff(part.x, m);
+    l += part.y * weights[j];
+  }
+  const float inverse = 1.0f / WarpSum(l);
+  for (int j = lane; j < count; j += 32) weights[j] *= inverse;
+}
+
+// Grid: (merge, row or group of rows). A group of threads takes a row; where `shared_rows`, all
+// groups take one row and every kGroups-th part of it.
+template <bool kSharedRows>
+__global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
+  __shared__ float weights[kGroups][kMaxRuns];
+  __shared__ float4 sums[kGroups][kGroup];
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+  const int4 merge = a.merges[blockIdx.x];
+  if (merge.x < 0) return;
+  const DecodeItem item = LoadItem(a, merge.x);
+  const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup;
+  const int row = kSharedRows ? blockIdx.y : blockIdx.y * kGroups + group;
+  if (at < 32) PartWeights(a, merge, row, weights[group]);
+  __syncthreads();
+  float4 sum = make_float4(0, 0, 0, 0);
+#pragma unroll 8
+  for (int j = kSharedRows ? group : 0; j <= merge.z - merge.y; j += kSharedRows ? kGroups : 1) {
+    const int slot = (merge.y + j) * 2 + (j == 0 ? merge.w : 0);
+    const int64_t part = static_cast<int64_t>(slot) * a.piece_rows + row;
+    const float4 o = reinterpret_cast<const float4*>(a.part_o + part * kLatent)[at];
+    const float w = weights[group][j];
+    sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
+  }
+  if (kSharedRows) {
+    sums[group][at] = sum;
+    __syncthreads();
+    if (group > 0) return;
+    for (int g = 1; g < kGroups; ++g) {
+      const float4 x = sums[g][at];
+      sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+    }
+  }
+  const int pair = item.first + row;
+  if (pair >= item.pairs) return;
+  const int64_t out = static_cast<int64_t>(item.row.first_token) * a.p.heads + pair;
+  __nv_bfloat162 halves[2] = {__floats2bfloat162_rn(sum.x, sum.y),
+                              __floats2bfloat162_rn(sum.z, sum.w)};
+  reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.p.out) + out * kLatent)[at] =
+      *reinterpret_cast<const uint2*>(halves);
+}
+
+}  // namespace
+
+int DecodeRuns(const DecodeArgs& args, const CudaContext& context) {
+  const int64_t tiles = args.items() * ((args.p.rows.max_context - 1) / kBlockSize + 1);
+  return static_cast<int>(std::min<int64_t>({tiles, context.sm_count, kMaxRuns}));
+}
+
+void AllocateDecode(DecodeArgs& args, int runs, CudaContext& context) {
+  args.by_item = args.items() < runs;
+  args.merges = context.scratch.Allocate<int4>(runs);
+  args.part_o = context.scratch.Allocate<float>(int64_t{runs} * 2 * args.piece_rows * kLatent);
+  args.part_ml = context.scratch.Allocate<float2>(int64_t{runs} * 2 * args.piece_rows);
+}
+
+int64_t FastDecodeScratchBytes(int piece_rows) {
+  const int64_t rows = int64_t{kMaxRuns} * 2 * piece_rows;
+  return DeviceScratch::Aligned(kMaxRuns * 16) + DeviceScratch::Aligned(rows * kLatent * 4) +
+         DeviceScratch::Aligned(rows * 8);
+}
+
+void MergeDecode(const DecodeArgs& args, int runs, CudaContext& context) {
+  if (runs == 1) return;
+  const int merges = args.by_item ? args.items() : runs;
+  const dim3 block(kGroup * kGroups);
+  if (merges * kManyMerges <= runs) {
+    Launch(MergeKernel<true>, dim3(merges, args.piece_rows), block, 0, context, args);
+  } else {
+    Launch(MergeKernel<false>, dim3(merges, args.piece_rows / kGroups), block, 0, context, args);
+  }
+  HADAL_CUDA_LAUNCHED();
+}
+
+}  // namespace hadal::cuda

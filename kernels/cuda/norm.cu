@@ -1,0 +1,116 @@
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/ops.h"
+#include "kernels/cuda/vector_io.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int kMaxThreads = 1024;
+
+// The sum over all threads of the CTA, in every thread. REQUIRES: whole warps; called once.
+__device__ float CtaSum(float x) {
+  __shared__ float warp_sums[kMaxThreads / 32];
+  const int warps = blockDim.x / 32;
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  if (threadIdx.x % 32 == 0) warp_sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  x = threadIdx.x % 32 < warps ? warp_sums[threadIdx.x % 32] : 0.0f;
+#pragma unroll
+  for (int step = 16; step > 0; step /= 2) x += __shfl_xor_sync(~0u, x, step);
+  return x;
+}
+
+template <typename T>
+struct NormArgs {
+  T* residual;
+  const T* delta;
+  const float* weight;
+  T* out;
+  int64_t dim;
+  int64_t x_stride;
+  int64_t out_stride;
+  float eps;
+};
+
+// The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per thread,
+// which keeps it in registers: memory is read once. Weights are there before the kernel in front of
+// this one ends.
+template <typename T>
+__global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<T> a) {
+  const int64_t i = threadIdx.x * kVector;
+  const bool mine = i < a.dim;
+  float x[kVector] = {}, w[kVector] = {};
+  if (mine && a.out != nullptr) LoadVector(a.weight + i, w);
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+  T* residual = a.residual + blockIdx.x * a.x_stride;
+  float square = 0;
+  if (mine) {
+    LoadVector(residual + i, x);
+    if (a.delta != nullptr) {
+      float d[kVector];
+      LoadVector(a.delta + blockIdx.x * a.dim + i, d);
+#pragma unroll
+      for (int j = 0; j < kVector; ++j) x[j] = ToFloat(FromFloat<T>(x[j] + d[j]));
+      StoreVector(residual + i, x);
+    }
+#pragma unroll
+    for (int j = 0; j < kVector; ++j) square += x[j] * x[j];
+  }
+  if (a.out == nullptr) return;
+  const float factor = rsqrtf(CtaSum(square) / static_cast<float>(a.dim) + a.eps);
+  if (!mine) return;
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) x[j] *= factor * w[j];
+  StoreVector(a.out + blockIdx.x * a.out_stride + i, x);
+}
+
+// Any width, any stride. Each thread finds in memory what it wrote there itself.
+template <typename T>
+__global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<T> a) {
+  cudaGridDependencySynchronize();
+  cudaTriggerProgrammaticLaunchCompletion();
+  T* residual = a.residual + blockIdx.x * a.x_stride;
+  float square = 0;
+  for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
+    float x = ToFloat(residual[i]);
+    if (a.delta != nullptr) {
+      residual[i] = FromFloat<T>(x + ToFloat(a.delta[blockIdx.x * a.dim + i]));
+      x = ToFloat(residual[i]);
+    }
+    square += x * x;
+  }
+  if (a.out == nullptr) return;
+  const float factor = rsqrtf(CtaSum(square) / static_cast<float>(a.dim) + a.eps);
+  T* out = a.out + blockIdx.x * a.out_stride;
+  for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
+    out[i] = FromFloat<T>(ToFloat(residual[i]) * factor * a.weight[i]);
+  }
+}
+
+template <typename T>
+void NormAs(const RmsNormParams& p, CudaContext& context) {
+  const NormArgs<T> args{static_cast<T*>(p.residual), static_cast<const T*>(p.delta), p.weight,
+                         static_cast<T*>(p.out), p.dim, p.x_stride, p.out_stride, p.eps};
+  const bool vectors =
+      p.dim % kVector == 0 && p.dim <= kMaxThreads * kVector &&
+      VectorRows(p.residual, p.x_stride, sizeof(T)) && VectorRows(p.delta, p.dim, sizeof(T)) &&
+      VectorRows(p.weight, p.dim, sizeof(float)) && VectorRows(p.out, p.out_stride, sizeof(T));
+  const int64_t steps = vectors ? p.dim / kVector : std::min<int64_t>(p.dim, 512);
+  const auto threads = static_cast<unsigned>((steps + 31) / 32 * 32);
+  Launch(vectors ? NormVectorKernel<T> : NormKernel<T>, dim3(p.tokens), dim3(threads), 0, context,
+         args);
+  HADAL_CUDA_LAUNCHED();
+}
+
+}  // namespace
+
+void RmsNorm(const RmsNormParams& p, CudaContext& context) {
+  if (p.tokens == 0) return;
+  context.act == DType::kF32 ? NormAs<float>(p, context) : NormAs<__nv_bfloat16>(p, context);
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,33 @@
+#pragma once
+
+#include <cuda_bf16.h>
+
+#include <cstdint>
+
+#include "kernels/cuda/cuda_context.h"
+
+namespace hadal::cuda {
+
+// Rounds rows of activations to e4m3 with one scale per 128 columns: scale = max(|x|, 1e-4) / 448
+// over the block, code = x / scale. REQUIRES: columns and strides multiples of 8 (code_stride of
+// 16), pointers aligned to 16 bytes.
+struct QuantiseParams {
+  const __nv_bfloat16* x = nullptr;  // [.., columns]; with silu_mul [.., 2 * columns]
+  int64_t x_stride = 0;
+  const int32_t* row_of =
+      nullptr;  // [rows] row of x, -1: a row of zeros; null: row i is row i of x
+  const int32_t* row_count = nullptr;  // device; rows from here on are left alone. Null: all count
+  int rows = 0;
+  int64_t columns = 0;
+  bool silu_mul = false;     // quantise silu(first half) * second half
+  uint8_t* codes = nullptr;  // [rows, columns]
+  int64_t code_stride = 0;
+  // Scale of row r, block b at scales[r * scale_row_stride + b * scale_block_stride].
+  float* scales = nullptr;
+  int64_t scale_row_stride = 1;  // cuBLASLt wants the rows of a block side by side
+  int64_t scale_block_stride = 0;
+};
+
+void Quantise(const QuantiseParams& p, CudaContext& context);
+
+}  // namespace hadal::cuda

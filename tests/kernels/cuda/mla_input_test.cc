@@ -1,0 +1,168 @@
+#include "tests/kernels/cuda/attention_case.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+
+namespace hadal::testing {
+namespace {
+
+struct InputCase {
+  const char* name;
+  DType act;
+  DType cache;
+  int heads;
+  int nope;
+  int latent;
+  int rope;
+  int tokens;
+};
+
+struct Input {
+  static constexpr int kMaxPosition = 300;
+  static constexpr int kBlocks = 9;
+  const InputCase& c;
+  Values q;     // [tokens, heads, nope + rope]
+  Values kv_a;  // [tokens, latent + rope + 3]
+  Values weight;
+  Values cos_sin;
+  std::vector<int32_t> positions;
+  std::vector<int64_t> cache_rows;
+
+  Input(const InputCase& test, Rng& rng)
+      : c(test),
+        q(RandomValues(int64_t{c.tokens} * c.heads * (c.nope + c.rope), rng), c.act),
+        kv_a(RandomValues(int64_t{c.tokens} * KvStride(), rng, 3), c.act),
+        weight(RandomValues(c.latent, rng), kF), cos_sin(Rotations(), kF) {
+    std::vector<int64_t> free;
+    for (int64_t i = 0; i < kBlocks * kBlockSize; ++i) free.push_back(i);
+    std::shuffle(free.begin(), free.end(), rng);
+    for (int t = 0; t < c.tokens; ++t) {
+      positions.push_back(t % 5 == 3 ? -1 : static_cast<int32_t>(rng() % kMaxPosition));
+      cache_rows.push_back(positions.back() < 0 ? int64_t{1} << 40 : free[static_cast<size_t>(t)]);
+    }
+  }
+
+  static constexpr DType kF = DType::kF32;
+  int64_t KvStride() const { return c.latent + c.rope + 3; }
+  std::vector<float> Rotations() const {
+    std::vector<float> values;
+    for (int p = 0; p < kMaxPosition; ++p) {
+      for (int i = 0; i < c.rope / 2; ++i) {
+        const double angle = p * std::pow(10000.0, -2.0 * i / c.rope);
+        values.push_back(static_cast<float>(std::cos(angle)));
+        values.push_back(static_cast<float>(std::sin(angle)));
+      }
+    }
+    return values;
+  }
+
+  static void Rotate(std::vector<double>& x, size_t at, const float* cos_sin, int dim) {
+    for (int i = 0; i < dim; i += 2) {
+      const double a = x[at + i], b = x[at + i + 1];
+      x[at + i] = a * cos_sin[i] - b * cos_sin[i + 1];
+      x[at + i + 1] = a * cos_sin[i + 1] + b * cos_sin[i];
+    }
+  }
+
+  std::vector<double> Queries() const {
+    std::vector<double> out(q.host.begin(), q.host.end());
+    for (int i = 0; i < c.tokens * c.heads; ++i) {
+      const int position = positions[static_cast<size_t>(i / c.heads)];
+      if (position < 0) continue;
+      Rotate(out, static_cast<size_t>(i * (c.nope + c.rope) + c.nope),
+             cos_sin.host.data() + position * c.rope, c.rope);
+    }
+    return out;
+  }
+
+  std::vector<double> Latent(int t) const {
+    const float* in = kv_a.host.data() + t * KvStride();
+    std::vector<double> out(in, in + c.latent + c.rope);
+    double square = 0;
+    for (int i = 0; i < c.latent; ++i) square += out[static_cast<size_t>(i)] * in[i];
+    for (int i = 0; i < c.latent; ++i) {
+      out[static_cast<size_t>(i)] *= weight.host[static_cast<size_t>(i)] /
+                                     std::sqrt(square / c.latent + 1e-5);
+    }
+    Rotate(out, static_cast<size_t>(c.latent),
+           cos_sin.host.data() + positions[static_cast<size_t>(t)] * c.rope, c.rope);
+    return out;
+  }
+};
+
+bool Holds(const InputCase& c, Rng& rng) {
+  const Input input(c, rng);
+  const int64_t dim = c.latent + c.rope;
+  Output cache(Input::kBlocks * kBlockSize * dim, c.cache);
+  const auto positions = OnDevice(input.positions);
+  const auto cache_rows = OnDevice(input.cache_rows);
+  TestContext test(c.act, 1024);
+  MlaInputParams p;
+  p.q_rope = static_cast<char*>(input.q.data()) + c.nope * DTypeSize(c.act);
+  p.q_rope_stride = int64_t{c.heads} * (c.nope + c.rope);
+  p.q_rope_head_stride = c.nope + c.rope;
+  p.heads = c.heads;
+  p.kv_a = input.kv_a.data();
+  p.kv_a_stride = input.KvStride();
+  p.weight = static_cast<const float*>(input.weight.data());
+  p.eps = 1e-5f;
+  p.latent_rank = c.latent;
+  p.rope_dim = c.rope;
+  p.positions = reinterpret_cast<const int32_t*>(positions->data());
+  p.cos_sin = static_cast<const float*>(input.cos_sin.data());
+  p.cache_rows = reinterpret_cast<const int64_t*>(cache_rows->data());
+  p.cache = cache.data();
+  p.cache_dtype = c.cache;
+  p.tokens = c.tokens;
+  cuda::MlaInput(p, test.context);
+  bool good = test.Finished() && cache.device.GuardsIntact() && input.q.device->GuardsIntact();
+
+  std::vector<float> q(input.q.host.size());
+  if (c.act == DType::kF32) {
+    input.q.device->Download(q.data());
+  } else {
+    std::vector<bf16_t> halves(q.size());
+    input.q.device->Download(halves.data());
+    std::transform(halves.begin(), halves.end(), q.begin(), Bf16ToFloat);
+  }
+  good &= Close(std::string(c.name) + ", queries", q, input.Queries(), c.nope + c.rope,
+                c.act == DType::kF32 ? 1e-6 : 4e-3);
+
+  const std::vector<float> written = cache.Read();
+  std::vector<double> expected(written.size(), 0.0);
+  std::vector<float> seen(written.size(), 0.0f);
+  std::vector<bool> used(static_cast<size_t>(Input::kBlocks * kBlockSize));
+  for (int t = 0; t < c.tokens; ++t) {
+    if (input.positions[static_cast<size_t>(t)] < 0) continue;
+    const int64_t row = input.cache_rows[static_cast<size_t>(t)];
+    used[static_cast<size_t>(row)] = true;
+    const std::vector<double> latent = input.Latent(t);
+    std::copy(latent.begin(), latent.end(), expected.begin() + row * dim);
+    std::copy_n(written.begin() + row * dim, dim, seen.begin() + row * dim);
+  }
+  good &= Close(std::string(c.name) + ", cache", seen, expected, dim,
+                c.cache == DType::kF32 ? 1e-6 : 4e-3);
+  for (size_t i = 0; i < written.size(); ++i) {
+    if (!used[i / static_cast<size_t>(dim)] && !std::isnan(written[i])) {
+      std::printf("  FAIL %s: cache row %zu was written\n", c.name, i / static_cast<size_t>(dim));
+      return false;
+    }
+  }
+  return good;
+}
+
+TEST_CASE("MlaInput turns the queries and writes normalised, turned latent rows") {
+  if (!HaveCudaDevice()) return;
+  Rng rng(RandomSeed());
+  constexpr DType kF = DType::kF32, kB = DType::kBF16;
+  const std::vector<InputCase> cases = {
+      {"3 heads 5 + 6, latent 37, float", kF, kF, 3, 5, 37, 6, 11},
+      {"9 heads 64 + 192, latent 576, float with bf16 cache", kF, kB, 9, 64, 576, 192, 7},
+      {"16 heads 128 + 64, latent 512, bf16", kB, kB, 16, 128, 512, 64, 130},
+      {"128 heads 128 + 64, latent 512, bf16", kB, kB, 128, 128, 512, 64, 9},
+      {"2 heads 7 + 2, latent 33, bf16 with float cache", kB, kF, 2, 7, 33, 2, 1},
+  };
+  for (const InputCase& c : cases) CHECK(Holds(c, rng));
+}
+
+}  // namespace
+}  // namespace hadal::testing

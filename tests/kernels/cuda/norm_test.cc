@@ -1,0 +1,128 @@
+#include <cmath>
+#include <random>
+
+#include "kernels/cuda/ops.h"
+#include "tests/kernels/cuda/device_fixture.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+
+namespace hadal {
+namespace {
+
+using testing::DeviceFixture;
+using testing::GuardedBuffer;
+
+struct NormCase {
+  DType act = DType::kF32;
+  int tokens = 0;
+  int64_t dim = 0;
+  int64_t x_stride = 0;
+  int64_t out_stride = 0;
+  bool with_delta = false;
+  bool with_out = true;
+  bool in_place = false;
+  float eps = 1e-6f;
+};
+
+float Rounded(double x, DType act) {
+  const auto f = static_cast<float>(x);
+  return act == DType::kF32 ? f : Bf16ToFloat(FloatToBf16(f));
+}
+
+std::unique_ptr<GuardedBuffer> Upload(const std::vector<uint8_t>& bytes) {
+  auto buffer = std::make_unique<GuardedBuffer>(static_cast<int64_t>(bytes.size()));
+  buffer->Upload(bytes.data(), static_cast<int64_t>(bytes.size()));
+  return buffer;
+}
+
+// Elements that differ by more than `tolerance` of the expected value; NaN is expected as NaN.
+int Mismatches(const char* what, const std::vector<float>& got, const std::vector<float>& expected,
+               int64_t width, double tolerance) {
+  int wrong = 0;
+  for (size_t i = 0; i < got.size(); ++i) {
+    if (std::isnan(expected[i]) ? std::isnan(got[i])
+                                : std::abs(got[i] - expected[i]) <=
+                                      tolerance * (std::abs(expected[i]) + 1e-3)) {
+      continue;
+    }
+    if (++wrong <= 4) {
+      std::printf("%s row %zu element %zu: %g, not %g\n", what, i / static_cast<size_t>(width),
+                  i % static_cast<size_t>(width), got[i], expected[i]);
+    }
+  }
+  return wrong;
+}
+
+void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
+  CAPTURE(DTypeName(c.act), c.tokens, c.dim, c.x_stride, c.out_stride, c.with_delta, c.with_out,
+          c.in_place);
+  DeviceFixture device(c.act, 1 << 20);
+  std::normal_distribution<float> normal;
+  const auto random = [&](int64_t n) {
+    std::vector<float> v(static_cast<size_t>(n));
+    for (float& x : v) x = normal(rng);
+    return v;
+  };
+  std::vector<float> x = random(c.tokens * c.x_stride), delta = random(c.tokens * c.dim);
+  const std::vector<float> weight = random(c.dim);
+  const auto device_x = Upload(testing::ToAct(x, c.act));
+  const auto device_delta = Upload(testing::ToAct(delta, c.act));
+  GuardedBuffer device_weight(c.dim * 4), out(c.tokens * c.out_stride * DTypeSize(c.act));
+  device_weight.Upload(weight.data(), c.dim * 4);
+
+  std::vector<float> sums = x;
+  std::vector<float> expected(static_cast<size_t>(c.tokens * c.out_stride), NAN);
+  for (int64_t t = 0; t < c.tokens; ++t) {
+    double square = 0;
+    for (int64_t i = 0; i < c.dim; ++i) {
+      float& v = sums[static_cast<size_t>(t * c.x_stride + i)];
+      if (c.with_delta) v = Rounded(double{v} + delta[static_cast<size_t>(t * c.dim + i)], c.act);
+      square += double{v} * v;
+    }
+    const double factor = 1 / std::sqrt(square / static_cast<double>(c.dim) + c.eps);
+    for (int64_t i = 0; i < c.dim && c.with_out; ++i) {
+      expected[static_cast<size_t>(t * c.out_stride + i)] = Rounded(
+          sums[static_cast<size_t>(t * c.x_stride + i)] * factor * weight[static_cast<size_t>(i)],
+          c.act);
+    }
+  }
+  cuda::RmsNorm({.residual = device_x->data(), .delta = c.with_delta ? device_delta->data() : nullptr,
+                 .weight = static_cast<const float*>(device_weight.data()),
+                 .out = c.in_place ? device_x->data() : c.with_out ? out.data() : nullptr,
+                 .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
+                 .out_stride = c.out_stride, .eps = c.eps}, device.context);
+  // One bf16 rounding more or less at a tie.
+  const double tolerance = c.act == DType::kF32 ? 1e-5 : 8e-3;
+  if (c.in_place) {
+    CHECK(Mismatches("in place", DownloadFloats(*device_x, c.act), expected, c.out_stride,
+                     tolerance) == 0);
+  } else {
+    CHECK(Mismatches("sum", DownloadFloats(*device_x, c.act), sums, c.x_stride, 1e-6) == 0);
+    CHECK(Mismatches("out", DownloadFloats(out, c.act), expected, c.out_stride, tolerance) == 0);
+  }
+  CHECK((device_x->GuardIntact() && out.GuardIntact()));
+}
+
+TEST_CASE("rms norm equals float64: residual sums, strides, odd widths, no output, in place") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  for (const DType act : {DType::kF32, DType::kBF16}) {
+    for (const int64_t dim : {1, 3, 64, 130, 512, 576, 1536, 2048, 5120, 7168, 7169, 9000}) {
+      for (const bool delta : {false, true}) {
+        CheckNorm({.act = act, .tokens = 5, .dim = dim, .x_stride = dim, .out_stride = dim,
+                   .with_delta = delta}, rng);
+        CheckNorm({.act = act, .tokens = 3, .dim = dim, .x_stride = dim + 7, .out_stride = dim + 2,
+                   .with_delta = delta, .eps = 0.5f}, rng);
+        CheckNorm({.act = act, .tokens = 4, .dim = dim, .x_stride = dim + 64,
+                   .out_stride = dim + 8, .with_delta = delta}, rng);
+      }
+      CheckNorm({.act = act, .tokens = 2, .dim = dim, .x_stride = dim, .out_stride = dim,
+                 .with_delta = true, .with_out = false}, rng);
+      CheckNorm({.act = act, .tokens = 3, .dim = dim, .x_stride = dim, .out_stride = dim,
+                 .in_place = true}, rng);
+    }
+  }
+}
+
+}  // namespace
+}  // namespace hadal

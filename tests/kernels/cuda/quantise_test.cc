@@ -1,0 +1,121 @@
+#include "kernels/cuda/quantise.cuh"
+
+#include <algorithm>
+#include <cmath>
+#include <random>
+
+#include "tests/kernels/cpu/random_weight.h"
+#include "tests/kernels/cuda/device_fixture.h"
+#include "tests/support/catch.h"
+#include "tests/support/random_seed.h"
+
+namespace hadal {
+namespace {
+
+using testing::DeviceFixture;
+using testing::GuardedBuffer;
+
+struct Case {
+  int source_rows = 1;
+  int64_t columns = 128;
+  std::vector<int32_t> row_of;  // empty: identity
+  int row_count = -1;           // -1: all
+  bool silu_mul = false;
+};
+
+// Half the distance between e4m3 values around v.
+double HalfStep(double v) {
+  int exponent;
+  std::frexp(v, &exponent);
+  return std::ldexp(1.0, std::max(exponent - 1, -6) - 4);
+}
+
+void CheckQuantise(const Case& c, DeviceFixture& device, std::mt19937_64& rng) {
+  CAPTURE(c.source_rows, c.columns, c.row_of.size(), c.row_count, c.silu_mul);
+  const int64_t width = c.silu_mul ? 2 * c.columns : c.columns, x_stride = width + 8;
+  const int rows = c.row_of.empty() ? c.source_rows : static_cast<int>(c.row_of.size());
+  const int valid = c.row_count < 0 ? rows : c.row_count;
+  const int64_t blocks = (c.columns + 127) / 128, code_stride = (c.columns + 15) / 16 * 16;
+  std::vector<float> x = testing::RandomFloats(c.source_rows * x_stride, rng);
+  for (int64_t j = 0; j < std::min<int64_t>(128, width); ++j) x[static_cast<size_t>(j)] = 0;
+  const std::vector<uint8_t> bytes = testing::ToAct(x, DType::kBF16);
+  GuardedBuffer in(static_cast<int64_t>(bytes.size()));
+  in.Upload(bytes.data(), static_cast<int64_t>(bytes.size()));
+  GuardedBuffer row_of(rows * 4), count(4), codes(rows * code_stride), scales(rows * blocks * 4);
+  if (!c.row_of.empty()) row_of.Upload(c.row_of.data(), rows * 4);
+  count.Upload(&valid, 4);
+  cuda::Quantise({.x = static_cast<const __nv_bfloat16*>(in.data()),
+                  .x_stride = x_stride,
+                  .row_of = c.row_of.empty() ? nullptr : static_cast<int32_t*>(row_of.data()),
+                  .row_count = c.row_count < 0 ? nullptr : static_cast<int32_t*>(count.data()),
+                  .rows = rows,
+                  .columns = c.columns,
+                  .silu_mul = c.silu_mul,
+                  .codes = static_cast<uint8_t*>(codes.data()),
+                  .code_stride = code_stride,
+                  .scales = static_cast<float*>(scales.data()),
+                  .scale_block_stride = rows},
+                 device.context);
+  const auto code = codes.Download<uint8_t>();
+  const auto scale = scales.Download<float>();
+  CHECK(codes.GuardIntact());
+  CHECK(scales.GuardIntact());
+  int64_t wrong = 0;
+  for (int r = 0; r < rows; ++r) {
+    const int from = c.row_of.empty() ? r : c.row_of[static_cast<size_t>(r)];
+    for (int64_t b = 0; b < blocks; ++b) {
+      const float s = scale[static_cast<size_t>(b * rows + r)];
+      if (r >= valid) {
+        wrong += !std::isnan(s);
+        continue;
+      }
+      const int64_t end = std::min(c.columns, b * 128 + 128);
+      std::vector<double> expected;
+      double amax = 1e-4;
+      for (int64_t j = b * 128; j < end; ++j) {
+        double v = 0;
+        if (from >= 0) {
+          const float* row = &x[static_cast<size_t>(from * x_stride)];
+          v = row[j];
+          if (c.silu_mul) v = v / (1 + std::exp(-v)) * row[c.columns + j];
+        }
+        expected.push_back(v);
+        amax = std::max(amax, std::fabs(v));
+      }
+      wrong += !(std::fabs(s - amax / 448) < 1e-5 * amax / 448);
+      for (int64_t j = b * 128; j < end; ++j) {
+        const double v = expected[static_cast<size_t>(j - b * 128)] / s;
+        const double got = F8E4M3ToFloat(code[static_cast<size_t>(r * code_stride + j)]);
+        const bool good = std::fabs(got - v) <= 1.001 * HalfStep(v) + 1e-5;
+        if (!good && ++wrong < 5) {
+          UNSCOPED_INFO("row " << r << " column " << j << ": " << got << ", not " << v);
+        }
+      }
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("rows are rounded to e4m3 with a scale per 128 columns") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kBF16);
+  for (const bool silu_mul : {false, true}) {
+    CheckQuantise({.source_rows = 1, .columns = 8, .silu_mul = silu_mul}, device, rng);
+    CheckQuantise({.source_rows = 5, .columns = 320, .silu_mul = silu_mul}, device, rng);
+    CheckQuantise(
+        {.source_rows = 4, .columns = 256, .row_of = {3, -1, 0, 0, 2}, .silu_mul = silu_mul},
+        device, rng);
+    CheckQuantise({.source_rows = 7,
+                   .columns = 1408,
+                   .row_of = {6, 5, 4, 3},
+                   .row_count = 3,
+                   .silu_mul = silu_mul},
+                  device, rng);
+    CheckQuantise({.source_rows = 67, .columns = 2048, .row_count = 0, .silu_mul = silu_mul},
+                  device, rng);
+  }
+}
+
+}  // namespace
+}  // namespace hadal

@@ -1,0 +1,256 @@
+// mpirun -n T*D nccl_communicator_check T D: exits 0 when every collective of both communicators is
+// exact on every rank, in the order of a stream, in a replayed CUDA graph, and when a silent peer is
+// noticed. HADAL_TEST_SEED fixes the seed.
+#include <cuda_runtime.h>
+#include <mpi.h>
+
+#include <chrono>
+#include <cstdio>
+#include <cstdlib>
+#include <random>
+
+#include "tests/worker/comm/collective_cases.h"
+#include "worker/comm/mpi_communicator.h"
+#include "worker/comm/nccl_communicator.h"
+
+namespace hadal::testing {
+namespace {
+
+void Cuda(cudaError_t error) {
+  if (error != cudaSuccess) throw std::runtime_error(cudaGetErrorString(error));
+}
+
+double Now() {
+  return std::chrono::duration<double>(std::chrono::steady_clock::now().time_since_epoch()).count();
+}
+
+// Device memory for one call, unaligned by 4 bytes, with a guard behind it.
+class Bytes {
+ public:
+  explicit Bytes(int64_t bytes) : bytes_(bytes) {
+    Cuda(cudaMalloc(&data_, static_cast<size_t>(bytes) + 64));
+    Cuda(cudaMemset(data_, 0xa5, static_cast<size_t>(bytes) + 64));
+  }
+  Bytes(const void* host, int64_t bytes) : Bytes(bytes) {
+    if (bytes > 0) Cuda(cudaMemcpy(at(), host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
+    Cuda(cudaDeviceSynchronize());
+  }
+  ~Bytes() { cudaFree(data_); }
+  Bytes(const Bytes&) = delete;
+  uint8_t* at() const { return static_cast<uint8_t*>(data_) + 4; }
+  void Read(void* host) const {
+    if (bytes_ > 0) Cuda(cudaMemcpy(host, at(), static_cast<size_t>(bytes_), cudaMemcpyDeviceToHost));
+    uint8_t guard[60];
+    Cuda(cudaMemcpy(guard, at() + bytes_, sizeof(guard), cudaMemcpyDeviceToHost));
+    for (const uint8_t byte : guard) {
+      if (byte != 0xa5) throw std::runtime_error("wrote behind a buffer");
+    }
+  }
+
+ private:
+  void* data_ = nullptr;
+  int64_t bytes_;
+};
+
+// A device communicator as the cases want it: operands are host memory.
+class ThroughDevice final : public HostCommunicator {
+ public:
+  ThroughDevice(Communicator& device, HostCommunicator& host, CollectiveWatch& watch, cudaStream_t stream)
+      : device_(device), host_(host), watch_(watch), stream_(stream) {}
+
+  int rank() const override { return device_.rank(); }
+  int size() const override { return device_.size(); }
+  void AllReduceSum(void* data, int64_t count, DType dtype) override {
+    const Bytes x(data, count * DTypeSize(dtype));
+    device_.AllReduceSum(x.at(), count, dtype);
+    Finish();
+    x.Read(data);
+  }
+  void AllGather(const void* send, void* recv, int64_t bytes) override {
+    const Bytes from(send, bytes), to(bytes * size());
+    device_.AllGather(from.at(), to.at(), bytes);
+    Finish();
+    to.Read(recv);
+  }
+  void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) override {
+    const Bytes from(send, recv_bytes[rank()]), to(Sum(recv_bytes));
+    device_.AllGatherV(from.at(), to.at(), recv_bytes);
+    Finish();
+    to.Read(recv);
+  }
+  void AllToAllV(const void* send, std::span<const int64_t> send_bytes, void* recv,
+                 std::span<const int64_t> recv_bytes) override {
+    const Bytes from(send, Sum(send_bytes)), to(Sum(recv_bytes));
+    device_.AllToAllV(from.at(), send_bytes, to.at(), recv_bytes);
+    Finish();
+    to.Read(recv);
+  }
+  void Broadcast(void* data, int64_t bytes, int root) override {
+    const Bytes x(data, bytes);
+    device_.Broadcast(x.at(), bytes, root);
+    Finish();
+    x.Read(data);
+  }
+  void BroadcastMessage(std::vector<uint8_t>* message, int root) override {
+    host_.BroadcastMessage(message, root);
+  }
+  void Barrier() override { host_.Barrier(); }
+
+ private:
+  static int64_t Sum(std::span<const int64_t> bytes) {
+    return std::accumulate(bytes.begin(), bytes.end(), int64_t{0});
+  }
+  void Finish() {
+    watch_.Await([&] {
+      const cudaError_t error = cudaStreamQuery(stream_);
+      if (error == cudaErrorNotReady) return false;
+      Cuda(error);
+      return true;
+    });
+  }
+
+  Communicator& device_;
+  HostCommunicator& host_;
+  CollectiveWatch& watch_;
+  cudaStream_t stream_;
+};
+
+// bf16 sums of small integers are exact.
+std::string CheckBf16(ThroughDevice& comm, uint64_t seed) {
+  const int64_t count = 10001;
+  const auto value = [&](int rank, int64_t i) {
+    return static_cast<float>(static_cast<int>(InputValue(seed, rank, i)) % 16);
+  };
+  std::vector<bf16_t> data(count);
+  for (int64_t i = 0; i < count; ++i) data[i] = FloatToBf16(value(comm.rank(), i));
+  comm.AllReduceSum(data.data(), count, DType::kBF16);
+  for (int64_t i = 0; i < count; ++i) {
+    float expected = 0;
+    for (int r = 0; r < comm.size(); ++r) expected += value(r, i);
+    if (Bf16ToFloat(data[i]) != expected) return "AllReduceSum of bf16";
+  }
+  return "";
+}
+
+// Collectives captured once and launched several times: x becomes size^launches * x; and each rank's
+// part of a gather and of an exchange arrives.
+std::string CheckGraph(Communicator& comm, CollectiveWatch& watch, cudaStream_t stream) {
+  const int64_t count = 3000;
+  const int launches = 4;
+  const std::vector<float> ones(count, 1.0f);
+  const Bytes x(ones.data(), count * 4), gathered(count * 4 * comm.size());
+  const Bytes exchanged(count * 4 * comm.size());
+  const std::vector<int64_t> part(static_cast<size_t>(comm.size()), count * 4);
+  cudaGraph_t graph;
+  cudaGraphExec_t exec;
+  Cuda(cudaStreamBeginCapture(stream, cudaStreamCaptureModeRelaxed));
+  comm.AllReduceSum(x.at(), count, DType::kF32);
+  comm.AllGather(x.at(), gathered.at(), count * 4);
+  comm.AllToAllV(gathered.at(), part, exchanged.at(), part);
+  Cuda(cudaStreamEndCapture(stream, &graph));
+  Cuda(cudaGraphInstantiate(&exec, graph, 0));
+  const double start = Now();
+  for (int i = 0; i < launches; ++i) Cuda(cudaGraphLaunch(exec, stream));
+  watch.Await([&] { return cudaStreamQuery(stream) == cudaSuccess; });
+  if (comm.rank() == 0) {
+    std::printf("%d ranks: %d replays of three collectives took %.2f ms each\n", comm.size(), launches,
+                (Now() - start) * 1e3 / launches);
+  }
+  std::vector<float> all(static_cast<size_t>(count * comm.size()));
+  exchanged.Read(all.data());
+  cudaGraphExecDestroy(exec);
+  cudaGraphDestroy(graph);
+  float expected = 1;
+  for (int i = 0; i < launches; ++i) expected *= static_cast<float>(comm.size());
+  for (const float v : all) {
+    if (v != expected) return "collectives in a graph";
+  }
+  return "";
+}
+
+// Rank 0 sums, the others never do: it learns so after the timeout, and its stream ends.
+std::string CheckSilentPeer(HostCommunicator& host, const Layout& layout, cudaStream_t stream) {
+  auto made = MakeNcclCommGroup(host, layout, stream, {.timeout_s = 3});
+  if (!made.ok()) return made.status().ToString();
+  std::string error;
+  if (layout.rank == 0) {
+    const Bytes x(1000 * 4);
+    const double start = Now();
+    try {
+      made->world->AllReduceSum(x.at(), 1000, DType::kF32);
+      made->watch->Await([&] { return cudaStreamQuery(stream) == cudaSuccess; });
+      error = "a sum without peers came to an end";
+    } catch (const CommError& e) {
+      std::printf("after %.1f s: %s\n", Now() - start, e.what());
+      if (e.kind() != CommError::Kind::kTimeout) error = "the error is not a timeout";
+    }
+    if (error.empty() && Now() - start > 20) error = "the abort took too long";
+    Cuda(cudaStreamSynchronize(stream));
+    try {
+      made->world->AllReduceSum(x.at(), 1000, DType::kF32);
+      error = "an aborted communicator goes on";
+    } catch (const CommError&) {
+    }
+  }
+  host.Barrier();
+  return error;
+}
+
+std::string Check(const CommGroup& comm, const Layout& layout, uint64_t seed) {
+  cudaStream_t stream;
+  Cuda(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
+  const double start = Now();
+  auto made = MakeNcclCommGroup(*comm.world, layout, stream, {.timeout_s = 60});
+  if (!made.ok()) return made.status().ToString();
+  if (layout.rank == 0) std::printf("connected in %.1f s\n", Now() - start);
+  const std::pair<Communicator*, HostCommunicator*> pairs[] = {
+      {made->world.get(), comm.world.get()}, {made->tensor.get(), comm.tensor.get()}};
+  for (const auto& [device, host] : pairs) {
+    if (device->size() != host->size() || device->rank() != host->rank()) return "wrong places";
+    ThroughDevice through(*device, *host, *made->watch, stream);
+    std::string error = CheckAllCollectives(through, seed);
+    if (error.empty()) error = CheckBf16(through, seed);
+    if (error.empty()) error = CheckGraph(*device, *made->watch, stream);
+    if (!error.empty()) return error;
+    comm.world->Barrier();
+  }
+  if (layout.rank == 0) std::printf("collectives are right after %.1f s\n", Now() - start);
+  return layout.world() > 1 ? CheckSilentPeer(*comm.world, layout, stream) : "";
+}
+
+}  // namespace
+}  // namespace hadal::testing
+
+int main(int argc, char** argv) {
+  MPI_Init(&argc, &argv);
+  if (argc != 3) {
+    std::fprintf(stderr, "usage: nccl_communicator_check TENSOR_PARALLEL DATA_PARALLEL\n");
+    MPI_Abort(MPI_COMM_WORLD, 2);
+  }
+  int devices = 0;
+  if (cudaGetDeviceCount(&devices) != cudaSuccess || devices == 0) {
+    std::printf("skipped: no CUDA device\n");
+    MPI_Finalize();
+    return 0;
+  }
+  const char* fixed = std::getenv("HADAL_TEST_SEED");
+  uint64_t seed = fixed ? std::strtoull(fixed, nullptr, 10) : std::random_device{}();
+  MPI_Bcast(&seed, 8, MPI_BYTE, 0, MPI_COMM_WORLD);
+  std::string error;
+  try {
+    const hadal::Layout layout{std::atoi(argv[1]), std::atoi(argv[2]), hadal::GetMpiPlace().rank};
+    hadal::testing::Cuda(cudaSetDevice(layout.rank % devices));
+    auto comm = hadal::MakeMpiCommGroup(
+        {.tensor_parallel = layout.tensor_parallel, .data_parallel = layout.data_parallel});
+    error = comm.ok() ? hadal::testing::Check(*comm, layout, seed) : comm.status().ToString();
+  } catch (const std::exception& e) {
+    error = e.what();
+  }
+  if (!error.empty()) {
+    std::fprintf(stderr, "HADAL_TEST_SEED=%llu: wrong: %s\n", static_cast<unsigned long long>(seed),
+                 error.c_str());
+    MPI_Abort(MPI_COMM_WORLD, 1);
+  }
+  MPI_Finalize();
+  return 0;
+}

@@ -1,0 +1,66 @@
+#include "worker/backends.h"
+
+#include "kernels/cpu/cpu_backend.h"
+#ifdef HADAL_HAVE_CUDA
+#include "kernels/cuda/cuda_backend.h"
+#endif
+#ifdef HADAL_HAVE_NCCL
+#include "worker/comm/nccl_communicator.h"
+#endif
+
+namespace hadal {
+namespace {
+
+#ifdef HADAL_HAVE_CUDA
+StatusOr<std::unique_ptr<Backend>> MakeCuda(const BackendOptions& options) {
+  const int devices = CudaDeviceCount();
+  return MakeCudaBackend({.device = devices == 0 ? 0 : options.local_rank % devices,
+                          .activation = options.weights == DType::kF32 ? DType::kF32
+                                                                       : DType::kBF16});
+}
+#endif
+
+bool OnHost(const Backend& backend) { return backend.name().rfind("cpu", 0) == 0; }
+
+}  // namespace
+
+std::vector<std::string> BackendNames() {
+#ifdef HADAL_HAVE_CUDA
+  return {"cpu", "cuda"};
+#else
+  return {"cpu"};
+#endif
+}
+
+StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
+  if (options.name == "cpu") {
+    return MakeCpuBackend({.threads = options.threads, .isa = options.isa});
+  }
+#ifdef HADAL_HAVE_CUDA
+  if (options.name == "cuda") return MakeCuda(options);
+#endif
+  return InvalidArgument("backend \"{}\" is not in this binary; it has: {}", options.name,
+                         fmt::join(BackendNames(), ", "));
+}
+
+StatusOr<CommGroup> ConnectBackend(CommGroup host, const Backend& backend, const Layout& layout,
+                                   double timeout_s) {
+  // A rank alone exchanges nothing.
+  if (OnHost(backend) || layout.world() == 1) return host;
+#ifdef HADAL_HAVE_NCCL
+  HADAL_ASSIGN_OR_RETURN(NcclCommGroup device,
+                         MakeNcclCommGroup(*host.world, layout, CudaBackendStream(backend),
+                                           {.timeout_s = timeout_s}));
+  host.act_world = device.world;
+  host.act_tensor = device.tensor;
+  host.watch = device.watch;
+  return host;
+#else
+  (void)timeout_s;
+  return FailedPrecondition("several ranks with backend {} need NCCL, which this binary was built "
+                            "without; install it and build again, or use one rank",
+                            backend.name());
+#endif
+}
+
+}  // namespace hadal

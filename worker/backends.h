@@ -1,0 +1,34 @@
+#pragma once
+
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "common/dtype.h"
+#include "common/layout.h"
+#include "common/status.h"
+#include "kernels/backend.h"
+#include "worker/comm/communicator.h"
+
+namespace hadal {
+
+// The backends that this binary was compiled with: "cpu", and "cuda" where nvcc was found.
+std::vector<std::string> BackendNames();
+
+struct BackendOptions {
+  std::string name = "cpu";
+  std::string isa;      // cpu: "" is the best of this machine
+  int threads = 0;      // cpu: 0 is every core
+  int local_rank = 0;   // cuda: ranks of one host take its visible devices in turn
+  DType weights = DType::kBF16;  // of the model: F32 checkpoints are computed in F32
+};
+
+// FAILED_PRECONDITION or INVALID_ARGUMENT says what this machine lacks.
+StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
+
+// `host` with communicators for what lies in the backend's memory. Every rank of the world calls it.
+// FAILED_PRECONDITION when this binary has none.
+StatusOr<CommGroup> ConnectBackend(CommGroup host, const Backend& backend, const Layout& layout,
+                                   double timeout_s);
+
+}  // namespace hadal
