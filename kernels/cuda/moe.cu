@@ -5,6 +5,8 @@
 #include "kernels/cuda/grouped_general.h"
 #include "kernels/cuda/moe_combine.h"
 #include "kernels/cuda/moe_few.h"
+#include "kernels/cuda/moe_stream.h"
+#include "kernels/cuda/moe_tile.h"
 
 namespace hadal::cuda {
 namespace {
@@ -61,15 +63,32 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
 bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
   switch (path) {
     case MoePath::kFew: return MoeFewFits(p, context);
+    case MoePath::kStream: return MoeStreamFits(p, context);
+    case MoePath::kTile: return MoeTileFits(p, context);
     default: return true;
   }
 }
 
+// Where experts have so many rows in the mean, weights are no longer what takes time.
+constexpr int64_t kManyRows = 48;
+
+// The fastest that fits.
+MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
+  const bool many = int64_t{p.tokens} * p.top_k >= kManyRows * p.experts;
+  for (const MoePath path : {MoePath::kFew, many ? MoePath::kTile : MoePath::kStream,
+                             MoePath::kStream}) {
+    if (MoePathFits(p, path, context)) return path;
+  }
+  return MoePath::kGeneral;
+}
+
 void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
   if (p.tokens == 0) return;
-  if (path == MoePath::kAuto && MoeFewFits(p, context)) path = MoePath::kFew;
+  if (path == MoePath::kAuto) path = ChoosePath(p, context);
   switch (path) {
     case MoePath::kFew: return MoeFew(p, context);
+    case MoePath::kStream: return MoeStream(p, context);
+    case MoePath::kTile: return MoeTile(p, context);
     default: return RunGeneral(p, context);
   }
 }

@@ -8,6 +8,8 @@ enum class MoePath {
   kAuto,
   kGeneral,  // any shape and dtype
   kFew,      // at most 8 tokens, bf16 activations
+  kStream,   // few rows per expert, bf16 activations
+  kTile,     // many rows per expert, bf16 activations
 };
 
 // Moe() by the given path. REQUIRES: MoePathFits().

@@ -94,7 +94,7 @@ struct FewSlot {
   static constexpr int kStepK = 128 / sizeof(W);
   static constexpr int kParts = 2;                          // of 64 bytes a row
   static constexpr int kWeightBytes = kParts * 2 * 512;     // [part][row half][lane] 16
-  static constexpr int kXBytes = kWithActivations ? kParts * 512 * (sizeof(W) == 1 ? 2 : 1) : 0;
+  static constexpr int kXBytes = kWithActivations ? kParts * 512 * kXVectors<W> : 0;
   static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
   static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;
 };
@@ -149,15 +149,19 @@ __device__ __forceinline__ void CopyWeights(uint32_t slot, const FewSource<W>& f
   }
 }
 
-// acc = the slot's weights times activations, which x_of(part) gives.
-template <typename W, bool kWithActivations, typename XOf>
-__device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XOf x_of) {
+// acc += the slot's weights times activations: x_at(part, i) is where the lane's vector i of a part
+// lies in shared memory.
+template <typename W, bool kWithActivations, typename XAt>
+__device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XAt x_at) {
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int part = 0; part < FewSlot<W, kWithActivations>::kParts; ++part) {
     const uint4 w0 = LoadShared16(slot + part * 2 * 512 + lane * 16);
     const uint4 w1 = LoadShared16(slot + (part * 2 + 1) * 512 + lane * 16);
-    MultiplyStep(acc, w0, w1, x_of(part));
+    uint4 x[kXVectors<W>];
+#pragma unroll
+    for (int i = 0; i < kXVectors<W>; ++i) x[i] = LoadShared16(x_at(part, i));
+    Multiply(acc, WeightsOf<W>(w0, w1), TokensOf<W>(x));
   }
 }
 

@@ -129,8 +129,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   for (; issued < kSlots - 1; ++issued) producer.Issue(items, count);
 
   const int token = min(lane / 4, a.tokens - 1);
-  const uint32_t x = SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * 16 *
-                     (sizeof(W) == 1 ? 2 : 1);
+  const uint32_t x = SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * 16 * kXVectors<W>;
   int slot = 0, turn = 0;
   for (int item = blockIdx.x; item < count; item += gridDim.x, turn ^= 1) {
     MmaSums total = {};
@@ -138,25 +137,17 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
       AwaitCopies<kSlots - 2>();
       const uint32_t at = ring + slot * Slot::kBytes;
       const uint32_t x_step = x + (i * kFewWarps + warp) * Slot::kStepK * 2;
-      const auto x_of = [&](int part) {
-        Activations<W> v;
-        constexpr int kVectors = sizeof(W) == 1 ? 2 : 1;
-#pragma unroll
-        for (int j = 0; j < kVectors; ++j) {
-          v.at[j] = LoadShared16(x_step + part * 64 * kVectors + j * 16);
-        }
-        return v;
-      };
+      const auto x_at = [&](int part, int v) { return x_step + part * 64 * kXVectors<W> + v * 16; };
       if constexpr (sizeof(W) == 1) {
         MmaSums acc = {};
-        MultiplySlot<W, false>(at, acc, x_of);
+        MultiplySlot<W, false>(at, acc, x_at);
         const float gate = ScaleOf<W, false>(at, 0), up = ScaleOf<W, false>(at, 1);
         total.at[0] += gate * acc.at[0];
         total.at[1] += gate * acc.at[1];
         total.at[2] += up * acc.at[2];
         total.at[3] += up * acc.at[3];
       } else {
-        MultiplySlot<W, false>(at, total, x_of);
+        MultiplySlot<W, false>(at, total, x_at);
       }
       slot = slot + 1 == kSlots ? 0 : slot + 1;
       producer.Issue(items, count);

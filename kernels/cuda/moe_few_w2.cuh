@@ -87,7 +87,7 @@ struct W2Producer {
   }
 
   __device__ __forceinline__ void CopyHidden(const W2Items<W>& items, uint32_t to) const {
-    constexpr int kVectors = sizeof(W) == 1 ? 2 : 1;
+    constexpr int kVectors = kXVectors<W>;
     const int lane = threadIdx.x % 32;
     const int stride = at.part < 0 ? items.a.shared_stride : items.a.hidden_stride;
     // Any readable address will do where there is nothing to read.
@@ -128,16 +128,10 @@ template <typename W>
 __device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int part,
                                         MmaSums& total) {
   using Slot = W2Slot<W>;
-  constexpr int kVectors = sizeof(W) == 1 ? 2 : 1;
   const int lane = threadIdx.x % 32;
   MmaSums acc = {};
-  MultiplySlot<W, true>(slot, acc, [&](int p) {
-    Activations<W> v;
-#pragma unroll
-    for (int j = 0; j < kVectors; ++j) {
-      v.at[j] = LoadShared16(slot + Slot::kWeightBytes + (p * kVectors + j) * 512 + lane * 16);
-    }
-    return v;
+  MultiplySlot<W, true>(slot, acc, [&](int p, int v) {
+    return slot + Slot::kWeightBytes + (p * kXVectors<W> + v) * 512 + lane * 16;
   });
   float2 weight = {1, 1};
   if (part >= 0) weight = *reinterpret_cast<const float2*>(&jobs.weight[part][lane % 4 * 2]);

@@ -148,6 +148,10 @@ class RandomDeviceWeight {
     weight.data = data_->as<void>();
   }
 
+  ~RandomDeviceWeight() { weight.data = nullptr; }  // data_ frees it
+  RandomDeviceWeight(const RandomDeviceWeight&) = delete;
+  RandomDeviceWeight& operator=(const RandomDeviceWeight&) = delete;
+
   const float* matrix(int64_t i) const { return values.data() + i * weight.n * weight.k; }
 
   CudaPackedWeight weight;

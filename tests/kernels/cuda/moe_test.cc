@@ -157,38 +157,69 @@ void CheckAllPaths(std::mt19937_64& rng, const MoeShape& shape) {
   const std::vector<double> reference = c.Reference();
   c.Check(MoePath::kGeneral, "general", reference);
   c.Check(MoePath::kFew, "few", reference);
+  c.Check(MoePath::kStream, "stream", reference);
+  c.Check(MoePath::kTile, "tile", reference);
   c.Check(MoePath::kAuto, "auto", reference);
 }
 
+constexpr DType kBf = DType::kBF16;
 constexpr DType kF8 = DType::kF8E4M3;
 constexpr DType kF32 = DType::kF32;
 
-TEST_CASE("cuda moe: any shape, dtype and path against float64") {
+void CheckShapes(std::initializer_list<MoeShape> shapes) {
   if (!HasDevice()) return;
   std::mt19937_64 rng(RandomSeed());
-  const MoeShape shapes[] = {
+  for (const MoeShape& shape : shapes) CheckAllPaths(rng, shape);
+}
+
+TEST_CASE("cuda moe: odd shapes and dtypes against float64", "[odd]") {
+  CheckShapes({
       {"odd F32", 5, 3, 7, 7, 67, 41, 29, kF32, kF32},
       {"odd F32, some local", 37, 2, 9, 4, 96, 130, 0, kF32, kF32, true},
       {"bf16 odd width", 1, 2, 6, 6, 64, 130, 72},
       {"bf16 odd dim", 19, 2, 6, 6, 75, 33, 41},
+      {"bf16 odd width, 20 tokens", 20, 2, 6, 6, 72, 130, 37},
+      {"fp8 odd", 6, 3, 8, 8, 200, 72, 40, kF8},
+      {"fp8 odd, 21 tokens", 21, 3, 8, 8, 200, 75, 40, kF8},
+      {"fp8 F32 act", 9, 2, 4, 4, 100, 50, 30, kF8, kF32},
+  });
+}
+
+TEST_CASE("cuda moe: at most 8 tokens against float64", "[few]") {
+  CheckShapes({
       {"bf16 one token", 1, 6, 16, 16, 256, 176, 352},
       {"bf16 one token, nothing here", 1, 2, 64, 2, 256, 176, 0},
+      {"bf16 one token, shared only", 1, 2, 64, 1, 256, 176, 48},
       {"bf16 eight tokens", 8, 6, 64, 64, 512, 352, 704},
       {"bf16 seven tokens, some local", 7, 4, 32, 12, 320, 208, 104},
-      {"bf16 33 tokens", 33, 6, 16, 16, 384, 192, 384},
-      {"bf16 100 tokens skewed", 100, 6, 64, 64, 256, 128, 256, DType::kBF16, DType::kBF16, true},
-      {"bf16 700 tokens", 700, 4, 8, 8, 256, 192, 128},
-      {"bf16 300 tokens skewed", 300, 4, 12, 5, 192, 264, 136, DType::kBF16, DType::kBF16, true},
       {"fp8 one token", 1, 4, 8, 8, 512, 256, 256, kF8},
-      {"fp8 odd", 6, 3, 8, 8, 200, 72, 40, kF8},
-      {"fp8 row scales", 11, 3, 8, 8, 384, 144, 208, kF8, DType::kBF16, false, 1},
-      {"fp8 lead 64", 3, 3, 8, 8, 384, 128, 192, kF8, DType::kBF16, false, 128, 64},
-      {"fp8 lead 16", 12, 3, 8, 8, 384, 128, 192, kF8, DType::kBF16, false, 128, 16},
-      {"fp8 64 tokens", 64, 8, 32, 8, 512, 256, 128, kF8, DType::kBF16, true},
+      {"fp8 row scales", 8, 3, 8, 8, 384, 144, 208, kF8, kBf, false, 1},
+      {"fp8 lead 64", 3, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 128, 64},
+      {"fp8 lead 16, row scales", 5, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 1, 16},
+      {"fp8 lead 8", 5, 3, 8, 8, 256, 128, 192, kF8, kBf, false, 128, 8},
+  });
+}
+
+TEST_CASE("cuda moe: few rows per expert against float64", "[stream]") {
+  CheckShapes({
+      {"bf16 33 tokens", 33, 6, 16, 16, 384, 192, 384},
+      {"bf16 100 tokens skewed", 100, 6, 64, 64, 256, 128, 256, kBf, kBf, true},
+      {"bf16 70 tokens, some local", 70, 4, 8, 3, 328, 200, 0},
+      {"fp8 row scales", 11, 3, 8, 8, 384, 144, 208, kF8, kBf, false, 1},
+      {"fp8 lead 16", 12, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 128, 16},
+      {"fp8 64 tokens", 64, 8, 32, 8, 512, 256, 128, kF8, kBf, true},
+      {"fp8 120 tokens", 120, 2, 6, 5, 320, 200, 72, kF8},
+  });
+}
+
+TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
+  CheckShapes({
+      {"bf16 700 tokens", 700, 4, 8, 8, 256, 192, 128},
+      {"bf16 300 tokens skewed", 300, 4, 12, 5, 192, 264, 136, kBf, kBf, true},
+      {"bf16 520 tokens, odd width", 520, 2, 3, 2, 320, 100, 60},
       {"fp8 500 tokens", 500, 4, 8, 8, 512, 256, 128, kF8},
-      {"fp8 F32 act", 9, 2, 4, 4, 100, 50, 30, kF8, kF32},
-  };
-  for (const MoeShape& shape : shapes) CheckAllPaths(rng, shape);
+      {"fp8 300 tokens, row scales", 300, 2, 4, 3, 256, 200, 192, kF8, kBf, true, 1, 64},
+  });
 }
 
 TEST_CASE("cuda add rows: sums in FP32, skipped rows") {

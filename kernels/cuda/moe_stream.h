@@ -1,0 +1,40 @@
+#pragma once
+
+#include "kernels/backend.h"
+#include "kernels/cuda/moe_device.cuh"
+#include "kernels/cuda/moe_rows.h"
+
+namespace hadal::cuda {
+
+// One of the two products of an item list: the shared MLP (`tiles` null) or the experts.
+struct StreamPart {
+  const bf16* x = nullptr;          // rows of x_stride
+  const int32_t* source = nullptr;  // row r reads x row source[r] / source_div; null: x row r
+  int source_div = 1;
+  int x_stride = 0;
+  int k = 0;                        // of x; beyond it x is not read
+  const RowTile* tiles = nullptr;
+  const int32_t* num_tiles = nullptr;
+  int rows = 0;                     // without tiles
+  int n = 0;                        // outputs: pairs of gate and up rows when gated; 0: no such part
+  WeightView w;
+  void* out = nullptr;              // [rows, out_stride]: bf16 when gated, float otherwise
+  int out_stride = 0;
+};
+
+struct StreamArgs {
+  StreamPart shared;
+  StreamPart experts;
+};
+
+// tokens: of a tile, 32 or 64. max_items: bound of the items, for the grid.
+void LaunchStreamBf16(const StreamArgs& args, bool gated, int tokens, int max_items,
+                      CudaContext& context);
+void LaunchStreamFp8(const StreamArgs& args, bool gated, int tokens, int max_items,
+                     CudaContext& context);
+
+// Moe() of few rows per expert: weights are streamed once for every 32 or 64 rows of an expert.
+bool MoeStreamFits(const MoeParams& p, const CudaContext& context);
+void MoeStream(const MoeParams& p, CudaContext& context);
+
+}  // namespace hadal::cuda
