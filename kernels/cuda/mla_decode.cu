@@ -111,7 +111,10 @@ void GeneralDecode(const MlaDecodeParams& p, CudaContext& context) {
   HADAL_CUDA_LAUNCHED();
 }
 
+// Up to 16 (query, head) pairs per row the small tiles of mma.sync waste nothing.
 MlaPath Choose(const MlaDecodeParams& p, const CudaContext& context) {
+  const bool many = p.rows.max_row_tokens * p.heads > 16;
+  if (many && WgmmaDecodeAllowed(p, context)) return MlaPath::kWgmma;
   return MmaDecodeAllowed(p, context) ? MlaPath::kMma : MlaPath::kGeneral;
 }
 
@@ -121,6 +124,7 @@ void MlaDecodeWith(MlaPath path, const MlaDecodeParams& p, CudaContext& context)
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   if (p.rows.num_rows == 0 || p.rows.max_row_tokens == 0 || p.heads == 0) return;
   if (path == MlaPath::kAuto) path = Choose(p, context);
+  if (path == MlaPath::kWgmma) return WgmmaDecode(p, context);
   if (path == MlaPath::kMma) return MmaDecode(p, context);
   HADAL_CHECK(path == MlaPath::kGeneral);
   const bool float_cache = p.cache_dtype == DType::kF32;
@@ -140,7 +144,7 @@ void MlaDecode(const MlaDecodeParams& p, CudaContext& context) {
 int64_t DecodeScratchBytes(const OpLimits& limits) {
   const int64_t general = DeviceScratch::Aligned(int64_t{kMaxParts} * limits.latent_rank * 4) +
                           DeviceScratch::Aligned(int64_t{kMaxParts} * 8);
-  return std::max(general, MmaDecodeScratchBytes());
+  return std::max({general, MmaDecodeScratchBytes(), WgmmaDecodeScratchBytes()});
 }
 
 }  // namespace hadal::cuda

@@ -310,8 +310,8 @@ __global__ void __launch_bounds__(kThreads, 1) MmaDecodeKernel(const __grid_cons
     FenceAsync();
   }
   cudaGridDependencySynchronize();
-  if (threadIdx.x == 0 && !a.by_item) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
-  const DecodeRun run = FindRun<kThreads>(a, a.items(), shared.schedule);
+  if (threadIdx.x == 0) ClearMerge(a);
+  const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
   if (run.tiles == 0) return;
   if (threadIdx.x == 0) {
     shared.run = run;
@@ -357,14 +357,10 @@ void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  args.scale_log2 = p.scale * kLog2E;
-  args.piece_rows = kRows;
-  args.pieces = (p.rows.max_row_tokens * p.heads + kRows - 1) / kRows;
-  const int runs = DecodeRuns(args, context);
-  AllocateDecode(args, runs, context);
-  Launch(MmaDecodeKernel, dim3(runs), dim3(kThreads), sizeof(Shared), context, args);
+  const int ctas = PrepareDecode(args, kRows, context);
+  Launch(MmaDecodeKernel, dim3(ctas), dim3(kThreads), sizeof(Shared), context, args);
   HADAL_CUDA_LAUNCHED();
-  MergeDecode(args, runs, context);
+  MergeDecode(args, ctas, context);
 }
 
 int64_t MmaDecodeScratchBytes() { return FastDecodeScratchBytes(kRows); }

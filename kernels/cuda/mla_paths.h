@@ -22,6 +22,9 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
 bool MmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context);
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t MmaDecodeScratchBytes();
+bool WgmmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context);
+void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context);
+int64_t WgmmaDecodeScratchBytes();
 int64_t DecodeScratchBytes(const OpLimits& limits);
 int64_t PrefillScratchBytes(const OpLimits& limits, DType act);
 

@@ -152,7 +152,7 @@ int Main() {
   }
   Decode(b, MlaPath::kMma, 8, 64, 512, 1);
   Decode(b, MlaPath::kMma, 2, 256, 512, 1);
-  for (const MlaPath path : {MlaPath::kMma}) {
+  for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma}) {
     std::printf(path == MlaPath::kMma ? "mma:\n" : "wgmma:\n");
     Decode(b, path, 16, 64, 512, 2);
     Decode(b, path, 16, 64, 2048, 4);

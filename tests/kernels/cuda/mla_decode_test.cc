@@ -166,6 +166,17 @@ TEST_CASE("MlaDecode, tensor cores: 512 + 64, heads in pieces of 16, any split o
       {"5 heads, mixed rows", MlaPath::kMma, kB, kB, 5, 512, 64, mixed, 0, 0},
       {"32 heads, mixed rows", MlaPath::kMma, kB, kB, 32, 512, 64, mixed, 0, 0},
       {"nobody's rows only", MlaPath::kMma, kB, kB, 16, 512, 64, {{9, 0}, {70, 0}}, 128, 1},
+      {"w 16 heads, one key", MlaPath::kWgmma, kB, kB, 16, 512, 64, {{0, 1}}, 0, 0},
+      {"w 64 heads, one tile", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{63, 1}}, 0, 0},
+      {"w 64 heads, two tiles", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{100, 1}}, 0, 0},
+      {"w 128 heads, 3 rows", MlaPath::kWgmma, kB, kB, 128, 512, 64, {{9, 1}, {0, 1}, {900, 1}}, 0, 0},
+      {"w 64 heads, one long row", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{9000, 1}}, 0, 0},
+      {"w 16 heads, mixed rows", MlaPath::kWgmma, kB, kB, 16, 512, 64, mixed, 700, 4},
+      {"w 16 heads, 300 rows", MlaPath::kWgmma, kB, kB, 16, 512, 64, many, 512, 0},
+      {"w 32 heads, mixed rows", MlaPath::kWgmma, kB, kB, 32, 512, 64, mixed, 0, 0},
+      {"w 100 heads, mixed rows", MlaPath::kWgmma, kB, kB, 100, 512, 64, mixed, 0, 0},
+      {"w nobody's rows only", MlaPath::kWgmma, kB, kB, 128, 512, 64, {{9, 0}, {70, 0}}, 128, 1},
+      {"the path of choice, 30 queries", MlaPath::kAuto, kB, kB, 16, 512, 64, {{70, 30}}, 0, 0},
       {"the path of choice", MlaPath::kAuto, kB, kB, 16, 512, 64, mixed, 0, 0},
   };
   for (const DecodeCase& c : cases) CHECK(Holds(c, rng));
