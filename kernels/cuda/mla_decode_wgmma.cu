@@ -14,15 +14,14 @@ namespace hadal::cuda {
 namespace {
 
 constexpr int kRows = 64;
-constexpr int kLatent = 512;
-constexpr int kDim = 576;
+constexpr int kDim = kDecodeDim;
 constexpr int kStages = 2;
-constexpr int kConsumers = 256;                 // threads
+constexpr int kConsumers = 256;  // threads
 constexpr int kThreads = kConsumers + 128;
 constexpr int kBoxes = kDim / 64;
-constexpr int kBoxBytes = 64 * 128;             // 64 columns of 64 rows
+constexpr int kBoxBytes = 64 * 128;  // 64 columns of 64 rows
 constexpr int kTileBytes = kBoxes * kBoxBytes;
-constexpr int kProducer = kConsumers;           // its first thread
+constexpr int kProducer = kConsumers;  // its first thread
 
 struct Shared {
   char queries[kTileBytes];
@@ -37,13 +36,7 @@ struct Shared {
 
 #if HADAL_SM90A
 
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void Advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
+using Ring = DecodeRing<kStages>;
 
 __device__ __forceinline__ void SyncConsumers() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
@@ -71,21 +64,6 @@ __device__ void Produce(const DecodeArgs& a, const CUtensorMap& cache, const Dec
     }
     block = a.p.rows.block_tables[item.row.first_block + tile];
   }
-}
-
-// 16 bytes of the queries: of pair `pair`, from column `column` on.
-__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
-                                           int column) {
-  if (pair >= item.pairs) return make_uint4(0, 0, 0, 0);
-  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
-  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
-  const int64_t token = item.row.first_token + pair / a.p.heads;
-  const int head = pair % a.p.heads;
-  const auto* at = column < kLatent
-                       ? latent + (token * a.p.heads + head) * kLatent + column
-                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
-                             (column - kLatent);
-  return *reinterpret_cast<const uint4*>(at);
 }
 
 // The item's queries in the layout that the copy engine would have given them.
@@ -139,8 +117,7 @@ __device__ __forceinline__ void StartValues(Shared& shared, int stage, int group
   for (int k = 0; k < kBlockSize / 16; ++k) {
     const uint64_t p = RowsDescriptor(weights + k * 32);
     WgmmaRowsColumns128(o[0], p, ColumnsDescriptor(values + k * 2048, kBoxBytes));
-    WgmmaRowsColumns128(o[1], p,
-                        ColumnsDescriptor(values + 2 * kBoxBytes + k * 2048, kBoxBytes));
+    WgmmaRowsColumns128(o[1], p, ColumnsDescriptor(values + 2 * kBoxBytes + k * 2048, kBoxBytes));
   }
   WgmmaCommit();
 }
@@ -204,27 +181,9 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     l[r] += shared.of_group[group ^ 1][row + 8 * r];
-    const int pair = s.item.first + row + 8 * r;
-    if (pair >= s.item.pairs) continue;
-    if (s.Whole()) {
-      const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
-      auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kLatent + column;
-      const float inverse = 1.0f / l[r];
-#pragma unroll
-      for (int n = 0; n < 32; ++n) {
-        const float* x = o[n / 16][n % 16] + 2 * r;
-        *reinterpret_cast<uint32_t*>(out + n * 8) = PackBf16(x[0] * inverse, x[1] * inverse);
-      }
-    } else {
-      const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * kRows + row + 8 * r;
-      float* out = a.part_o + part * kLatent + column;
-#pragma unroll
-      for (int n = 0; n < 32; ++n) {
-        const float* x = o[n / 16][n % 16] + 2 * r;
-        *reinterpret_cast<float2*>(out + n * 8) = make_float2(x[0], x[1]);
-      }
-      if (group == 0 && threadIdx.x % 4 == 0) a.part_ml[part] = make_float2(state.m[r], l[r]);
-    }
+    const bool leader = group == 0 && threadIdx.x % 4 == 0;
+    StoreRow(a, s, row + 8 * r, column, o[0], r, state.m[r], l[r], leader);
+    StoreRow(a, s, row + 8 * r, column + 128, o[1], r, state.m[r], l[r], false);
   }
 }
 
@@ -239,7 +198,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     const int pair = s.item.first + RowOfThread() + 8 * r;
     state.m[r] = -INFINITY;
     state.l[r] = 0;
-    state.limit[r] = pair < s.item.pairs ? s.item.row.start_pos + pair / a.p.heads + 1 : 0;
+    state.limit[r] = KeysOfPair(a, s.item, pair);
   }
   // Softmax of the scores of tile t, and what has to be done before the next products.
   const auto weigh = [&](int t) {
@@ -282,21 +241,8 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
   WriteSegment(a, s, group, state, shared, o);
 }
 
-// Thread 0: the first segment, or the one after the last.
-__device__ void EnterSegment(const DecodeArgs& a, Shared& shared, bool first) {
-  DecodeSegment& s = shared.segment;
-  const DecodeRun& run = shared.run;
-  if (first) {
-    s = {LoadItem(a, run.item), run.tile, 0, 0};
-  } else {
-    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
-  }
-  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
-  NoteMerge(a, run, s);
-}
-
 __device__ void Consume(const DecodeArgs& a, Shared& shared) {
-  if (threadIdx.x == 0) EnterSegment(a, shared, true);
+  if (threadIdx.x == 0) EnterSegment(a, shared.run, true, shared.segment);
   Ring ring;
   while (true) {
     SyncConsumers();
@@ -304,7 +250,7 @@ __device__ void Consume(const DecodeArgs& a, Shared& shared) {
     const DecodeSegment& s = shared.segment;
     if (s.done + s.tiles == shared.run.tiles) break;
     SyncConsumers();
-    if (threadIdx.x == 0) EnterSegment(a, shared, false);
+    if (threadIdx.x == 0) EnterSegment(a, shared.run, false, shared.segment);
   }
 }
 
@@ -345,12 +291,7 @@ static_assert(kSharedBytes <= 227 * 1024);
 
 }  // namespace
 
-bool WgmmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context) {
-  return context.arch == 90 && MmaDecodeAllowed(p, context);
-}
-
 void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context) {
-  HADAL_CHECK(WgmmaDecodeAllowed(p, context));
   static const bool allowed = [] {
     HADAL_CUDA(cudaFuncSetAttribute(WgmmaDecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     kSharedBytes));

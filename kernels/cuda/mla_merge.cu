@@ -7,10 +7,9 @@
 namespace hadal::cuda {
 namespace {
 
-constexpr int kLatent = 512;
-constexpr int kGroup = kLatent / 4;   // threads, four elements each
+constexpr int kGroup = kDecodeLatent / 4;  // threads, four elements each
 constexpr int kGroups = 4;
-constexpr int kManyMerges = 8;        // CTAs per merge below which a row is shared by all groups
+constexpr int kManyMerges = 8;  // CTAs per merge below which a row is shared by all groups
 
 // Where row `row` of the j-th part of a merge lies.
 __device__ __forceinline__ int64_t PartRow(const DecodeArgs& a, int4 merge, int j, int row) {
@@ -19,8 +18,8 @@ __device__ __forceinline__ int64_t PartRow(const DecodeArgs& a, int4 merge, int 
   return static_cast<int64_t>(slot) * a.piece_rows + row;
 }
 
-// Weights 2^(m_j - m) / l of the parts of one (query, head) pair; a whole warp. Its lanes take parts
-// in turn.
+// Weights 2^(m_j - m) / l of the parts of one (query, head) pair; a whole warp. Its lanes take
+// parts in turn.
 __device__ void PartWeights(const DecodeArgs& a, int4 merge, int row, float* weights) {
   const int lane = threadIdx.x % 32, count = merge.z - merge.y + 1;
   const auto ml = [&](int j) { return a.part_ml[PartRow(a, merge, j, row)]; };
@@ -55,7 +54,7 @@ __global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
 #pragma unroll 8
   for (int j = kSharedRows ? group : 0; j <= merge.z - merge.y; j += kSharedRows ? kGroups : 1) {
     const int64_t part = PartRow(a, merge, j, row);
-    const float4 o = reinterpret_cast<const float4*>(a.part_o + part * kLatent)[at];
+    const float4 o = reinterpret_cast<const float4*>(a.part_o + part * kDecodeLatent)[at];
     const float w = weights[group][j];
     sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
   }
@@ -73,7 +72,7 @@ __global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
   const int64_t out = static_cast<int64_t>(item.row.first_token) * a.p.heads + pair;
   __nv_bfloat162 halves[2] = {__floats2bfloat162_rn(sum.x, sum.y),
                               __floats2bfloat162_rn(sum.z, sum.w)};
-  reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.p.out) + out * kLatent)[at] =
+  reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.p.out) + out * kDecodeLatent)[at] =
       *reinterpret_cast<const uint2*>(halves);
 }
 
@@ -91,7 +90,7 @@ int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context) {
   if (runs > 1) {
     args.by_row = rows.num_rows < runs;
     args.merges = context.scratch.Allocate<int4>(ctas);
-    args.part_o = context.scratch.Allocate<float>(int64_t{ctas} * 2 * piece_rows * kLatent);
+    args.part_o = context.scratch.Allocate<float>(int64_t{ctas} * 2 * piece_rows * kDecodeLatent);
     args.part_ml = context.scratch.Allocate<float2>(int64_t{ctas} * 2 * piece_rows);
   }
   return ctas;
@@ -99,7 +98,7 @@ int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context) {
 
 int64_t FastDecodeScratchBytes(int piece_rows) {
   const int64_t rows = int64_t{kMaxRuns} * 2 * piece_rows;
-  return DeviceScratch::Aligned(kMaxRuns * 16) + DeviceScratch::Aligned(rows * kLatent * 4) +
+  return DeviceScratch::Aligned(kMaxRuns * 16) + DeviceScratch::Aligned(rows * kDecodeLatent * 4) +
          DeviceScratch::Aligned(rows * 8);
 }
 

@@ -19,10 +19,8 @@ inline constexpr int64_t kPrefillPieceBytes = int64_t{128} << 20;
 void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& context,
                     int64_t piece_bytes = kPrefillPieceBytes);
 
-bool MmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context);
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t MmaDecodeScratchBytes();
-bool WgmmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context);
 void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t WgmmaDecodeScratchBytes();
 int64_t DecodeScratchBytes(const OpLimits& limits);

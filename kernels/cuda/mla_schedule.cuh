@@ -6,13 +6,15 @@
 // are cut into `pieces` of piece_rows. Each piece is a lane of its own: CTA i works in lane
 // i % pieces, so that the CTAs that need the same keys run side by side. A lane's items are its
 // pieces of all rows; their keys are cut into tiles of a cache block, and all tiles of all items,
-// one after the other, into equal runs, one per CTA of the lane, whatever the lengths are: these are
-// known on the device only. An item that lies in one run is finished there; the others leave parts,
-// which a second kernel merges.
+// one after the other, into equal runs, one per CTA of the lane, whatever the lengths are: these
+// are known on the device only. An item that lies in one run is finished there; the others leave
+// parts, which a second kernel merges.
 
 namespace hadal::cuda {
 
-inline constexpr int kMaxRuns = 160;  // CTAs
+inline constexpr int kMaxRuns = 160;  // CTAs that leave parts
+inline constexpr int kDecodeLatent = 512;
+inline constexpr int kDecodeDim = 576;
 
 struct DecodeArgs {
   MlaDecodeParams p;
@@ -24,8 +26,8 @@ struct DecodeArgs {
   // Null: a lane has one run.
   int4* merges = nullptr;
   bool by_row = false;
-  float* part_o = nullptr;     // [CTA, 2, piece_rows, 512]
-  float2* part_ml = nullptr;   // [CTA, 2, piece_rows]
+  float* part_o = nullptr;    // [CTA, 2, piece_rows, 512]
+  float2* part_ml = nullptr;  // [CTA, 2, piece_rows]
 };
 
 __device__ __forceinline__ int Lane(const DecodeArgs& a) { return blockIdx.x % a.pieces; }
@@ -59,9 +61,9 @@ struct DecodeRun {
   int item = 0;
   int tile = 0;
   int tiles = 0;
-  int64_t begin = 0;   // the run's first tile among all
-  int64_t total = 0;   // all tiles
-  int runs = 0;        // of the lane, that are not empty
+  int64_t begin = 0;  // the run's first tile among all
+  int64_t total = 0;  // all tiles
+  int runs = 0;       // of the lane, that are not empty
 };
 
 // Called by all kThreads threads of the CTA; ends with a barrier. `shared` has 32 + 1 ints.
@@ -132,7 +134,7 @@ struct DecodeSegment {
   __device__ int Slot() const { return done == 0 ? 0 : 1; }
 };
 
-// One thread tells the second kernel what to do with the item that begins in this segment.
+// Tells the second kernel what to do with the item that begins in this segment.
 __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& run,
                                           const DecodeSegment& s) {
   if (s.tile != 0 || a.merges == nullptr) return;
@@ -149,14 +151,84 @@ __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& 
   }
 }
 
-// Thread 0, before NoteMerge(): nothing goes on behind this CTA yet.
+// Thread 0, at the start: nothing goes on behind this CTA yet.
 __device__ __forceinline__ void ClearMerge(const DecodeArgs& a) {
   if (a.merges != nullptr && !a.by_row) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
 }
 
+// Thread 0: makes `s` the first segment of the run, or the one after what it is.
+__device__ inline void EnterSegment(const DecodeArgs& a, const DecodeRun& run, bool first,
+                                    DecodeSegment& s) {
+  if (first) {
+    s = {LoadItem(a, run.item), run.tile, 0, 0};
+  } else {
+    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  }
+  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
+  NoteMerge(a, run, s);
+}
+
+// Stage and parity of the next tile.
+template <int kStages>
+struct DecodeRing {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// Keys that the query of (query, head) pair `pair` sees.
+__device__ __forceinline__ int KeysOfPair(const DecodeArgs& a, const DecodeItem& item, int pair) {
+  return pair < item.pairs ? item.row.start_pos + pair / a.p.heads + 1 : 0;
+}
+
+// 16 bytes of the queries: of pair `pair`, from column `column` on.
+__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
+                                           int column) {
+  if (pair >= item.pairs || column >= kDecodeDim) return make_uint4(0, 0, 0, 0);
+  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
+  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
+  const int64_t token = item.row.first_token + pair / a.p.heads;
+  const int head = pair % a.p.heads;
+  const auto* at = column < kDecodeLatent
+                       ? latent + (token * a.p.heads + head) * kDecodeLatent + column
+                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
+                             (column - kDecodeLatent);
+  return *reinterpret_cast<const uint4*>(at);
+}
+
+// Columns column + 8 n and the next of row `row` of the segment: o[n][2 r] and o[n][2 r + 1]; (m,
+// l) of the row. Finished, or as a part of which one thread, the `leader`, notes m and l.
+template <int kTiles>
+__device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegment& s, int row,
+                                         int column, const float (&o)[kTiles][4], int r, float m,
+                                         float l, bool leader) {
+  const int pair = s.item.first + row;
+  if (pair >= s.item.pairs) return;
+  if (s.Whole()) {
+    const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
+    auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kDecodeLatent + column;
+    const float inverse = 1.0f / l;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      *reinterpret_cast<__nv_bfloat162*>(out + n * 8) =
+          __floats2bfloat162_rn(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+    }
+  } else {
+    const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * a.piece_rows + row;
+    float* out = a.part_o + part * kDecodeLatent + column;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      *reinterpret_cast<float2*>(out + n * 8) = make_float2(o[n][2 * r], o[n][2 * r + 1]);
+    }
+    if (leader) a.part_ml[part] = make_float2(m, l);
+  }
+}
+
 // Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
 int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context);
-// The second kernel, where there is need of one.
+// The second kernel, where it is needed.
 void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context);
 int64_t FastDecodeScratchBytes(int piece_rows);
 

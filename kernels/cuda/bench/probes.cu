@@ -1,5 +1,3 @@
-#include "kernels/cuda/bench/probes.h"
-
 #include <cuda_bf16.h>
 
 #include <algorithm>
@@ -7,6 +5,7 @@
 #include <vector>
 
 #include "common/check.h"
+#include "kernels/cuda/bench/probes.h"
 #include "kernels/cuda/cuda_check.h"
 
 namespace hadal::cuda {
@@ -119,8 +118,9 @@ void* BenchRandom(int64_t count, float deviation) {
   return data;
 }
 
-double MedianMicroseconds(CudaContext& context, int launches,
-                          const std::function<void(int)>& op) {
+double MedianMicroseconds(CudaContext& context, int launches, const std::function<void(int)>& op) {
+  op(0);  // what is done once, such as loading kernels, must not happen under capture
+  HADAL_CUDA(cudaStreamSynchronize(context.stream));
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
   HADAL_CUDA(cudaStreamBeginCapture(context.stream, cudaStreamCaptureModeThreadLocal));
