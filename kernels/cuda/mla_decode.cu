@@ -6,29 +6,28 @@
 #include "kernels/cuda/mla_general.cuh"
 #include "kernels/cuda/ops.h"
 
-// The general path of the absorbed form, and the choice between paths. One warp takes one query, one
-// head and one of `splits` pieces of the keys; a second kernel merges the pieces.
+// The general path of the absorbed form, and the choice between paths. One warp takes one query,
+// one head and one of `splits` pieces of the keys; a second kernel merges the pieces.
 
 namespace hadal::cuda {
 namespace {
 
-constexpr int kMaxParts = 4096;       // (query, head, split); splits only while they are this few
+constexpr int kMaxParts = 4096;  // (query, head, split); splits only while they are this few
 constexpr int kMinKeysPerSplit = 64;
 constexpr int kMergeThreads = 128;
 
 struct Parts {
   int splits = 1;
-  float* o = nullptr;   // [query, head, split, latent_rank]
-  float2* ml = nullptr; // [query, head, split]
+  float* o = nullptr;    // [query, head, split, latent_rank]
+  float2* ml = nullptr;  // [query, head, split]
 };
 
 template <typename Act>
 __device__ void ReadQuery(const MlaDecodeParams& p, int token, int head, float* q) {
-  const Act* latent =
-      static_cast<const Act*>(p.q_latent) + (static_cast<int64_t>(token) * p.heads + head) *
-                                                p.latent_rank;
-  const Act* rope = static_cast<const Act*>(p.q_rope) + token * p.q_rope_stride +
-                    head * p.q_rope_head_stride;
+  const Act* latent = static_cast<const Act*>(p.q_latent) +
+                      (static_cast<int64_t>(token) * p.heads + head) * p.latent_rank;
+  const Act* rope =
+      static_cast<const Act*>(p.q_rope) + token * p.q_rope_stride + head * p.q_rope_head_stride;
   for (int i = threadIdx.x; i < p.latent_rank; i += 32) q[i] = ToFloat(latent[i]);
   for (int i = threadIdx.x; i < p.rope_dim; i += 32) q[p.latent_rank + i] = ToFloat(rope[i]);
 }
@@ -54,11 +53,11 @@ __global__ void GeneralDecodeKernel(MlaDecodeParams p, Parts parts) {
   const LatentKeys<Cache> latent_keys{static_cast<const Cache*>(p.cache), p.rows.block_tables, row,
                                       p.latent_rank, p.rope_dim};
   SoftmaxState state;
-  WarpAttend(latent_keys, begin, end, q, p.latent_rank, p.rope_dim, p.latent_rank,
-             p.scale * kLog2E, o, o + p.latent_rank, state);
+  WarpAttend(latent_keys, begin, end, q, p.latent_rank, p.rope_dim, p.latent_rank, p.scale * kLog2E,
+             o, o + p.latent_rank, state);
   if (parts.splits == 1) {
-    Act* out = static_cast<Act*>(p.out) + (static_cast<int64_t>(token) * p.heads + head) *
-                                              p.latent_rank;
+    Act* out =
+        static_cast<Act*>(p.out) + (static_cast<int64_t>(token) * p.heads + head) * p.latent_rank;
     for (int d = threadIdx.x; d < p.latent_rank; d += 32) out[d] = FromFloat<Act>(o[d] / state.l);
     return;
   }
@@ -79,7 +78,8 @@ __global__ void GeneralMergeKernel(MlaDecodeParams p, Parts parts) {
   const int64_t part = (static_cast<int64_t>(blockIdx.x) * p.heads + blockIdx.y) * parts.splits;
   float m = -INFINITY, l = 0;
   for (int s = 0; s < parts.splits; ++s) m = fmaxf(m, parts.ml[part + s].x);
-  for (int s = 0; s < parts.splits; ++s) l += parts.ml[part + s].y * ExpDiff(parts.ml[part + s].x, m);
+  for (int s = 0; s < parts.splits; ++s)
+    l += parts.ml[part + s].y * ExpDiff(parts.ml[part + s].x, m);
   Act* out = static_cast<Act*>(p.out) +
              (static_cast<int64_t>(row.first_token + query) * p.heads + blockIdx.y) * p.latent_rank;
   for (int d = threadIdx.x; d < p.latent_rank; d += kMergeThreads) {
@@ -111,8 +111,22 @@ void GeneralDecode(const MlaDecodeParams& p, CudaContext& context) {
   HADAL_CUDA_LAUNCHED();
 }
 
+bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
+
+// What the fast kernels ask for; that of wgmma runs on no other architecture.
+bool Allowed(MlaPath path, const MlaDecodeParams& p, const CudaContext& context) {
+  if (path == MlaPath::kGeneral) return true;
+  return (path == MlaPath::kWgmma ? context.arch == 90 : context.arch >= 90) &&
+         context.act == DType::kBF16 && p.cache_dtype == DType::kBF16 && p.latent_rank == 512 &&
+         p.rope_dim == 64 && Aligned16(p.cache) && Aligned16(p.q_latent) && Aligned16(p.q_rope) &&
+         Aligned16(p.out) && p.q_rope_stride % 8 == 0 && p.q_rope_head_stride % 8 == 0;
+}
+
+// Up to 16 (query, head) pairs per row the small tiles of mma.sync waste nothing.
 MlaPath Choose(const MlaDecodeParams& p, const CudaContext& context) {
-  return MmaDecodeAllowed(p, context) ? MlaPath::kMma : MlaPath::kGeneral;
+  const bool many = p.rows.max_row_tokens * p.heads > 16;
+  if (many && Allowed(MlaPath::kWgmma, p, context)) return MlaPath::kWgmma;
+  return Allowed(MlaPath::kMma, p, context) ? MlaPath::kMma : MlaPath::kGeneral;
 }
 
 }  // namespace
@@ -121,8 +135,9 @@ void MlaDecodeWith(MlaPath path, const MlaDecodeParams& p, CudaContext& context)
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   if (p.rows.num_rows == 0 || p.rows.max_row_tokens == 0 || p.heads == 0) return;
   if (path == MlaPath::kAuto) path = Choose(p, context);
+  HADAL_CHECK(Allowed(path, p, context));
+  if (path == MlaPath::kWgmma) return WgmmaDecode(p, context);
   if (path == MlaPath::kMma) return MmaDecode(p, context);
-  HADAL_CHECK(path == MlaPath::kGeneral);
   const bool float_cache = p.cache_dtype == DType::kF32;
   if (context.act == DType::kF32) {
     float_cache ? GeneralDecode<float, float>(p, context)
@@ -140,7 +155,7 @@ void MlaDecode(const MlaDecodeParams& p, CudaContext& context) {
 int64_t DecodeScratchBytes(const OpLimits& limits) {
   const int64_t general = DeviceScratch::Aligned(int64_t{kMaxParts} * limits.latent_rank * 4) +
                           DeviceScratch::Aligned(int64_t{kMaxParts} * 8);
-  return std::max(general, MmaDecodeScratchBytes());
+  return std::max({general, MmaDecodeScratchBytes(), WgmmaDecodeScratchBytes()});
 }
 
 }  // namespace hadal::cuda

@@ -3,25 +3,24 @@
 #include "kernels/cuda/mla_ptx.cuh"
 #include "kernels/cuda/mla_schedule.cuh"
 
-// Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by the
-// reading of the cache. A CTA keeps three tiles of 64 keys in flight; a tile serves as keys and as
-// values. Each of 8 warps makes the scores of 8 keys, with the queries in registers, then 64 of the
-// 512 columns of the output; scores change hands in shared memory.
+// Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by
+// the reading of the cache. A CTA keeps three tiles of 64 keys in flight; a tile serves as keys and
+// as values. Each of 8 warps makes the scores of 8 keys, with the queries in registers, then 64 of
+// the 512 columns of the output; scores change hands in shared memory.
 
 namespace hadal::cuda {
 namespace {
 
 constexpr int kRows = 16;
-constexpr int kLatent = 512;
-constexpr int kDim = 576;
+constexpr int kDim = kDecodeDim;
 constexpr int kSteps = kDim / 16;
 constexpr int kThreads = 256;
 constexpr int kWarps = kThreads / 32;
 constexpr int kStages = 3;
-constexpr int kPitch = kDim * 2 + 16;         // bytes; rows of a tile start in different banks
+constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
 constexpr int kStageBytes = kBlockSize * kPitch;
 constexpr int kWeightPitch = kBlockSize * 2 + 16;
-constexpr int kQueryChunk = 128;              // columns of the queries staged at once
+constexpr int kQueryChunk = 128;  // columns of the queries staged at once
 constexpr int kQueryPitch = kQueryChunk * 2 + 16;
 
 struct Shared {
@@ -37,16 +36,16 @@ struct Shared {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Brings the run's tiles into the stages, one after the other. All threads keep the same state, each
-// warp copies its 8 keys.
+// Brings the run's tiles into the stages, one after the other. All threads keep the same state,
+// each warp copies its 8 keys.
 struct Producer {
   int item;
   int first_block;
   int keys;
   int tiles;
   int tile;
-  int left;    // tiles not yet on their way
-  int block;   // of the next tile
+  int left;   // tiles not yet on their way
+  int block;  // of the next tile
 
   __device__ __forceinline__ void Enter(const DecodeItem& next) {
     item = next.index;
@@ -76,21 +75,6 @@ struct Producer {
   }
 };
 
-// 16 bytes of the queries: of pair `pair`, from column `column` on.
-__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
-                                           int column) {
-  if (pair >= item.pairs || column >= kDim) return make_uint4(0, 0, 0, 0);
-  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
-  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
-  const int64_t token = item.row.first_token + pair / a.p.heads;
-  const int head = pair % a.p.heads;
-  const auto* at = column < kLatent
-                       ? latent + (token * a.p.heads + head) * kLatent + column
-                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
-                             (column - kLatent);
-  return *reinterpret_cast<const uint4*>(at);
-}
-
 // The item's queries as fragments of all 36 steps, through shared memory chunk by chunk.
 __device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const DecodeItem& item,
                                             Shared& shared, uint32_t (&q)[kSteps][4]) {
@@ -102,8 +86,7 @@ __device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const DecodeIte
   for (int c = 0; c < kChunks; ++c) {
     loaded[c] = LoadQuery(a, item, item.first + row, c * kQueryChunk + piece * 8);
   }
-  const uint32_t from =
-      SharedAddress(shared.queries + lane % 16 * kQueryPitch + lane / 16 * 16);
+  const uint32_t from = SharedAddress(shared.queries + lane % 16 * kQueryPitch + lane / 16 * 16);
 #pragma unroll
   for (int c = 0; c < kChunks; ++c) {
     __syncthreads();
@@ -191,8 +174,7 @@ __device__ __forceinline__ void AddValues(const char* stage, const char* weights
                                           float (&o)[8][4]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t a_from = SharedAddress(weights + lane % 16 * kWeightPitch + lane / 16 * 16);
-  const uint32_t b_from =
-      SharedAddress(stage + lane % 16 * kPitch + warp * 128 + lane / 16 * 16);
+  const uint32_t b_from = SharedAddress(stage + lane % 16 * kPitch + warp * 128 + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < kBlockSize / 16; ++k) {
     uint32_t p[4];
@@ -224,37 +206,11 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
     float l = 0;
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) l += shared.of_warp[w][row + 8 * r];
-    const int pair = s.item.first + row + 8 * r;
-    if (s.Whole()) {
-      if (pair >= s.item.pairs) continue;
-      const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
-      auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kLatent + column;
-      const float inverse = 1.0f / l;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        *reinterpret_cast<uint32_t*>(out + n * 8) =
-            PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
-      }
-    } else {
-      const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * kRows + row + 8 * r;
-      float* out = a.part_o + part * kLatent + column;
-#pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        *reinterpret_cast<float2*>(out + n * 8) = make_float2(o[n][2 * r], o[n][2 * r + 1]);
-      }
-      if (warp == 0 && threadIdx.x % 4 == 0) a.part_ml[part] = make_float2(state.m[r], l);
-    }
+    StoreRow(a, s, row + 8 * r, column, o, r, state.m[r], l, warp == 0 && threadIdx.x % 4 == 0);
   }
 }
 
-// Stage and parity of the next tile.
-struct Ring {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ void Advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
+using Ring = DecodeRing<kStages>;
 
 __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Ring& ring,
                                            Producer& producer) {
@@ -268,7 +224,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     const int pair = s.item.first + threadIdx.x % 32 / 4 + 8 * r;
     state.m[r] = -INFINITY;
     state.l[r] = 0;
-    state.limit[r] = pair < s.item.pairs ? s.item.row.start_pos + pair / a.p.heads + 1 : 0;
+    state.limit[r] = KeysOfPair(a, s.item, pair);
   }
   for (int t = s.tile; t < s.tile + s.tiles; ++t, ring.Advance()) {
     char* stage = shared.stages[ring.stage];
@@ -285,22 +241,10 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
   WriteSegment(a, s, state, shared, o);
 }
 
-// Thread 0: the first segment, or the one after the last.
-__device__ void EnterSegment(const DecodeArgs& a, Shared& shared, bool first) {
-  DecodeSegment& s = shared.segment;
-  const DecodeRun& run = shared.run;
-  if (first) {
-    s = {LoadItem(a, run.item), run.tile, 0, 0};
-  } else {
-    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
-  }
-  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
-  NoteMerge(a, run, s);
-}
-
 #endif
 
-__global__ void __launch_bounds__(kThreads, 1) MmaDecodeKernel(const __grid_constant__ DecodeArgs a) {
+__global__ void __launch_bounds__(kThreads, 1)
+    MmaDecodeKernel(const __grid_constant__ DecodeArgs a) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -310,12 +254,12 @@ __global__ void __launch_bounds__(kThreads, 1) MmaDecodeKernel(const __grid_cons
     FenceAsync();
   }
   cudaGridDependencySynchronize();
-  if (threadIdx.x == 0 && !a.by_item) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
-  const DecodeRun run = FindRun<kThreads>(a, a.items(), shared.schedule);
+  if (threadIdx.x == 0) ClearMerge(a);
+  const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
   if (run.tiles == 0) return;
   if (threadIdx.x == 0) {
     shared.run = run;
-    EnterSegment(a, shared, true);
+    EnterSegment(a, shared.run, true, shared.segment);
   }
   Producer producer;
   producer.Enter(LoadItem(a, run.item));
@@ -330,24 +274,14 @@ __global__ void __launch_bounds__(kThreads, 1) MmaDecodeKernel(const __grid_cons
     const DecodeSegment& s = shared.segment;
     if (s.done + s.tiles == shared.run.tiles) break;
     __syncthreads();
-    if (threadIdx.x == 0) EnterSegment(a, shared, false);
+    if (threadIdx.x == 0) EnterSegment(a, shared.run, false, shared.segment);
   }
 #endif
 }
 
-bool Aligned16(const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; }
-
 }  // namespace
 
-bool MmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context) {
-  return context.arch >= 90 && context.act == DType::kBF16 && p.cache_dtype == DType::kBF16 &&
-         p.latent_rank == kLatent && p.rope_dim == kDim - kLatent && Aligned16(p.cache) &&
-         Aligned16(p.q_latent) && Aligned16(p.q_rope) && Aligned16(p.out) &&
-         p.q_rope_stride % 8 == 0 && p.q_rope_head_stride % 8 == 0;
-}
-
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
-  HADAL_CHECK(MmaDecodeAllowed(p, context));
   static const bool allowed = [] {
     HADAL_CUDA(cudaFuncSetAttribute(MmaDecodeKernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                     sizeof(Shared)));
@@ -357,14 +291,10 @@ void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  args.scale_log2 = p.scale * kLog2E;
-  args.piece_rows = kRows;
-  args.pieces = (p.rows.max_row_tokens * p.heads + kRows - 1) / kRows;
-  const int runs = DecodeRuns(args, context);
-  AllocateDecode(args, runs, context);
-  Launch(MmaDecodeKernel, dim3(runs), dim3(kThreads), sizeof(Shared), context, args);
+  const int ctas = PrepareDecode(args, kRows, context);
+  Launch(MmaDecodeKernel, dim3(ctas), dim3(kThreads), sizeof(Shared), context, args);
   HADAL_CUDA_LAUNCHED();
-  MergeDecode(args, runs, context);
+  MergeDecode(args, ctas, context);
 }
 
 int64_t MmaDecodeScratchBytes() { return FastDecodeScratchBytes(kRows); }

@@ -1,9 +1,8 @@
-#include "kernels/cuda/mla_expand.cuh"
-
 #include <cuda_fp8.h>
 
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mla_expand.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace hadal::cuda {
@@ -52,7 +51,7 @@ void Gather(const MlaPrefillParams& p, const PrefillPiece& piece, void* out, Cud
 struct ExpandArgs {
   const __nv_fp8_e4m3* data;  // of the first head
   int64_t stride;
-  const float* scale;         // of the first head
+  const float* scale;  // of the first head
   int64_t scale_n;
   int scale_rows;
   int64_t k_blocks;
@@ -70,9 +69,9 @@ __global__ void ExpandKernel(ExpandArgs a, Act* out) {
   const int64_t row = blockIdx.x, head = row / a.n, r = row % a.n;
   const float* scale = a.scale + (head * a.scale_n + r / a.scale_rows) * a.k_blocks;
   for (int64_t c = threadIdx.x; c < a.out_stride; c += kThreads) {
-    const float x = c < a.k ? static_cast<float>(a.data[row * a.stride + c]) *
-                                  scale[(c + a.k_lead) / 128]
-                            : 0.0f;
+    const float x =
+        c < a.k ? static_cast<float>(a.data[row * a.stride + c]) * scale[(c + a.k_lead) / 128]
+                : 0.0f;
     out[row * a.out_stride + c] = FromFloat<Act>(x);
   }
 }
@@ -90,9 +89,16 @@ HeadsView::HeadsView(const PackedWeight& heads, int first, int count, CudaContex
     view_.data = w.matrix(first);
   } else {
     view_.dtype = context.act;
-    const ExpandArgs args{reinterpret_cast<const __nv_fp8_e4m3*>(w.matrix(first)), w.stride,
-                          w.scale + first * w.scale_n * w.k_blocks, w.scale_n, w.scale_rows,
-                          w.k_blocks, w.k_lead, w.n, w.k, w.stride};
+    const ExpandArgs args{reinterpret_cast<const __nv_fp8_e4m3*>(w.matrix(first)),
+                          w.stride,
+                          w.scale + first * w.scale_n * w.k_blocks,
+                          w.scale_n,
+                          w.scale_rows,
+                          w.k_blocks,
+                          w.k_lead,
+                          w.n,
+                          w.k,
+                          w.stride};
     void* out = context.scratch.Allocate<char>(view_.n * w.stride * DTypeSize(context.act));
     const dim3 grid(static_cast<unsigned>(view_.n));
     if (context.act == DType::kF32) {

@@ -71,11 +71,11 @@ void MlaInput(const MlaInputParams& p, CudaContext& context) {
   HADAL_CHECK(p.rope_dim % 2 == 0, "rope_dim {}", p.rope_dim);
   if (p.tokens == 0) return;
   const bool float_cache = p.cache_dtype == DType::kF32;
-  auto* kernel = context.act == DType::kF32
-                     ? (float_cache ? MlaInputKernel<float, float>
-                                    : MlaInputKernel<float, __nv_bfloat16>)
-                     : (float_cache ? MlaInputKernel<__nv_bfloat16, float>
-                                    : MlaInputKernel<__nv_bfloat16, __nv_bfloat16>);
+  auto* kernel =
+      context.act == DType::kF32
+          ? (float_cache ? MlaInputKernel<float, float> : MlaInputKernel<float, __nv_bfloat16>)
+          : (float_cache ? MlaInputKernel<__nv_bfloat16, float>
+                         : MlaInputKernel<__nv_bfloat16, __nv_bfloat16>);
   Launch(kernel, dim3(p.tokens), dim3(kThreads), 0, context, p);
   HADAL_CUDA_LAUNCHED();
 }

@@ -19,9 +19,10 @@ inline constexpr int64_t kPrefillPieceBytes = int64_t{128} << 20;
 void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& context,
                     int64_t piece_bytes = kPrefillPieceBytes);
 
-bool MmaDecodeAllowed(const MlaDecodeParams& p, const CudaContext& context);
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t MmaDecodeScratchBytes();
+void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context);
+int64_t WgmmaDecodeScratchBytes();
 int64_t DecodeScratchBytes(const OpLimits& limits);
 int64_t PrefillScratchBytes(const OpLimits& limits, DType act);
 

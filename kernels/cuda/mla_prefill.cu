@@ -1,39 +1,42 @@
-#include "kernels/cuda/mla_prefill.cuh"
-
 #include <algorithm>
 
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mla_expand.cuh"
 #include "kernels/cuda/mla_general.cuh"
+#include "kernels/cuda/mla_prefill.cuh"
 #include "kernels/cuda/ops.h"
 
 namespace hadal::cuda {
 namespace {
 
-constexpr int kGroupHeads = 16;                   // whose keys and values are in scratch at once
-constexpr int kWarps = 4;                         // of the general kernel: one query each
+constexpr int kGroupHeads = 16;  // the fewest (but for a remainder) that make up a group
+constexpr int kWarps = 4;        // of the general kernel: one query each
 
-// How much of the context is projected up at once, from bounds on the operands.
+// How much of a context of `all_keys` is projected up at once: rather all keys of few heads than
+// few keys of all heads, and all of both where they fit.
 struct PieceSize {
   int group_heads;
   int keys;
 
-  PieceSize(int heads, int nope_dim, int v_dim, int64_t tokens, int64_t max_context, DType act,
-            int64_t piece_bytes) {
-    group_heads = std::min(heads, kGroupHeads);
-    const int64_t key_bytes = int64_t{group_heads} * (nope_dim + v_dim) * DTypeSize(act);
-    const int64_t most = (tokens * max_context + kBlockSize - 1) / kBlockSize * kBlockSize;
-    const int64_t fitting = std::max<int64_t>(piece_bytes / key_bytes, kBlockSize);
-    keys = static_cast<int>(std::min(fitting / kBlockSize * kBlockSize, most));
+  PieceSize(int heads, int nope_dim, int v_dim, int64_t all_keys, DType act, int64_t piece_bytes) {
+    const int64_t bytes = int64_t{nope_dim + v_dim} * DTypeSize(act);  // of one key of one head
+    const int64_t all = std::max<int64_t>((all_keys + kBlockSize - 1) / kBlockSize, 1) * kBlockSize;
+    const int64_t fitting_heads = piece_bytes / (all * bytes) / kGroupHeads * kGroupHeads;
+    group_heads =
+        static_cast<int>(std::clamp<int64_t>(fitting_heads, std::min(heads, kGroupHeads), heads));
+    const int64_t fitting_keys =
+        std::max<int64_t>(piece_bytes / (group_heads * bytes), kBlockSize) / kBlockSize *
+        kBlockSize;
+    keys = static_cast<int>(std::min(fitting_keys, all));
   }
 };
 
 // Cuts rows into pieces; a row that fits into one piece is not cut.
 class PiecePlan {
  public:
-  PiecePlan(const AttentionRows& rows, int max_keys, int tile) : rows_(rows), max_keys_(max_keys),
-                                                                 tile_(tile) {}
+  PiecePlan(const AttentionRows& rows, int max_keys, int tile)
+      : rows_(rows), max_keys_(max_keys), tile_(tile) {}
 
   // False: all rows have been given out.
   bool Next(PrefillPiece& piece) {
@@ -144,13 +147,13 @@ struct Buffers {
   float* state_o = nullptr;
   float2* state_ml = nullptr;
 
-  Buffers(const MlaPrefillParams& p, const PieceSize& size, CudaContext& context) {
+  Buffers(const MlaPrefillParams& p, const PieceSize& size, bool state, CudaContext& context) {
     DeviceScratch& scratch = context.scratch;
     const int64_t element = DTypeSize(context.act), keys = size.keys, heads = size.group_heads;
     latent = scratch.Allocate<char>(keys * (p.latent_rank + p.rope_dim) * element);
     k = scratch.Allocate<char>(keys * heads * p.nope_dim * element);
     v = scratch.Allocate<char>(keys * heads * p.v_dim * element);
-    if (p.rows.max_context > keys) {
+    if (state) {
       state_o = scratch.Allocate<float>(p.rows.tokens * heads * p.v_dim);
       state_ml = scratch.Allocate<float2>(p.rows.tokens * heads);
     }
@@ -197,10 +200,16 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   if (p.rows.tokens == 0 || p.heads == 0) return;
   if (path == MlaPath::kAuto) path = Choose(p, context);
-  const PieceSize size(p.heads, p.nope_dim, p.v_dim, p.rows.tokens, p.rows.max_context,
-                       context.act, piece_bytes);
+  int64_t all_keys = 0, longest = 0;
+  for (int r = 0; r < p.rows.num_rows; ++r) {
+    const AttentionRow& row = p.rows.host_rows[r];
+    if (row.num_tokens == 0) continue;
+    all_keys += row.start_pos + row.num_tokens;
+    longest = std::max<int64_t>(longest, row.start_pos + row.num_tokens);
+  }
+  const PieceSize size(p.heads, p.nope_dim, p.v_dim, all_keys, context.act, piece_bytes);
   DeviceScratch::Scope scope(context.scratch);
-  const Buffers buffers(p, size, context);
+  const Buffers buffers(p, size, longest > size.keys, context);
   PrefillPiece piece;
   for (int head = 0; head < p.heads; head += size.group_heads) {
     DeviceScratch::Scope group_scope(context.scratch);
@@ -222,18 +231,20 @@ void MlaPrefill(const MlaPrefillParams& p, CudaContext& context) {
 }
 
 int64_t PrefillScratchBytes(const OpLimits& limits, DType act) {
-  const PieceSize size(limits.heads, limits.nope_dim, limits.v_dim, limits.tokens,
-                       limits.max_context, act, kPrefillPieceBytes);
-  const int64_t element = DTypeSize(act), keys = size.keys, heads = size.group_heads;
+  // The most keys, when groups are small; an op with fewer keys may take more heads instead.
+  const int64_t few = std::min(limits.heads, kGroupHeads), element = DTypeSize(act);
+  const PieceSize size(static_cast<int>(few), limits.nope_dim, limits.v_dim,
+                       limits.tokens * limits.max_context, act, kPrefillPieceBytes);
+  const int64_t keys = size.keys;
+  const int64_t key_bytes = few * (limits.nope_dim + limits.v_dim) * element;
   const auto aligned = DeviceScratch::Aligned;
   int64_t bytes = aligned(keys * (limits.latent_rank + limits.rope_dim) * element) +
-                  aligned(keys * heads * limits.nope_dim * element) +
-                  aligned(keys * heads * limits.v_dim * element);
+                  aligned(std::max(kPrefillPieceBytes, keys * key_bytes)) + DeviceScratch::kAlign;
   if (limits.max_context > keys) {
-    bytes += aligned(limits.tokens * heads * limits.v_dim * 4) + aligned(limits.tokens * heads * 8);
+    bytes += aligned(limits.tokens * few * limits.v_dim * 4) + aligned(limits.tokens * few * 8);
   }
-  bytes += HeadsView::ScratchBytes(heads, limits.nope_dim, limits.latent_rank, act) +
-           HeadsView::ScratchBytes(heads, limits.v_dim, limits.latent_rank, act);
+  bytes += HeadsView::ScratchBytes(limits.heads, limits.nope_dim, limits.latent_rank, act) +
+           HeadsView::ScratchBytes(limits.heads, limits.v_dim, limits.latent_rank, act);
   OpLimits projection = limits;
   projection.tokens = size.keys;
   projection.mlp_width = 0;

@@ -17,7 +17,7 @@ struct PrefillSegment {
   int key_begin = 0;
   int key_end = 0;
   int first_key = 0;
-  int first_tile = 0;   // index of its first query tile in the piece
+  int first_tile = 0;  // index of its first query tile in the piece
 };
 
 struct PrefillPiece {
@@ -28,21 +28,21 @@ struct PrefillPiece {
 };
 
 struct PrefillArgs {
-  const void* q = nullptr;      // act; first head of the group
+  const void* q = nullptr;  // act; first head of the group
   int64_t q_stride = 0;
-  void* out = nullptr;          // act; first head of the group
-  int64_t out_stride = 0;       // between tokens
+  void* out = nullptr;     // act; first head of the group
+  int64_t out_stride = 0;  // between tokens
   int group_heads = 0;
   int nope_dim = 0;
   int rope_dim = 0;
   int v_dim = 0;
   float scale_log2 = 0;
-  const void* k = nullptr;      // [keys, group_heads, nope_dim] act
-  const void* v = nullptr;      // [keys, group_heads, v_dim] act
-  const void* k_rope = nullptr; // act; rotary part of the gathered latent row of key 0
+  const void* k = nullptr;       // [keys, group_heads, nope_dim] act
+  const void* v = nullptr;       // [keys, group_heads, v_dim] act
+  const void* k_rope = nullptr;  // act; rotary part of the gathered latent row of key 0
   int64_t k_rope_stride = 0;
-  float* state_o = nullptr;     // [tokens, group_heads, v_dim]; null: no row needs a state
-  float2* state_ml = nullptr;   // [tokens, group_heads]
+  float* state_o = nullptr;    // [tokens, group_heads, v_dim]; null: no row needs a state
+  float2* state_ml = nullptr;  // [tokens, group_heads]
 };
 
 bool MmaPrefillAllowed(const MlaPrefillParams& p, const CudaContext& context);

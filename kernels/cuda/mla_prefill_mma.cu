@@ -96,7 +96,8 @@ __device__ __forceinline__ void AddValues(const char* values, const float (&s)[8
 }
 
 __global__ void __launch_bounds__(kThreads, 1)
-    MmaPrefillKernel(const __grid_constant__ PrefillArgs p, const __grid_constant__ PrefillPiece piece) {
+    MmaPrefillKernel(const __grid_constant__ PrefillArgs p,
+                     const __grid_constant__ PrefillPiece piece) {
   extern __shared__ __align__(128) char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
   cudaTriggerProgrammaticLaunchCompletion();
@@ -114,8 +115,8 @@ __global__ void __launch_bounds__(kThreads, 1)
   WaitCopies<0>();
   __syncthreads();
   uint32_t q[kSteps][4];
-  const uint32_t q_from = SharedAddress(shared.queries + (warp * 16 + lane % 16) * kQkPitch +
-                                        lane / 16 * 16);
+  const uint32_t q_from =
+      SharedAddress(shared.queries + (warp * 16 + lane % 16) * kQkPitch + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) LoadMatrices(q_from + k * 32, q[k]);
   // The first key that a query of the tile might not see.

@@ -15,9 +15,9 @@ using namespace flash;
 
 constexpr int kKeys = 128;
 constexpr int kStages = 2;
-constexpr int kConsumers = 2;                    // warpgroups
+constexpr int kConsumers = 2;  // warpgroups
 constexpr int kThreads = 128 * (1 + kConsumers);
-constexpr int kBoxBytes = 128 * 128;             // 64 columns of 128 rows
+constexpr int kBoxBytes = 128 * 128;  // 64 columns of 128 rows
 constexpr int kQkBoxes = kQk / 64;
 constexpr int kVBoxes = kV / 64;
 
@@ -176,8 +176,8 @@ __global__ void __launch_bounds__(kThreads, 1)
                        const __grid_constant__ Maps maps) {
 #if HADAL_SM90A
   extern __shared__ char memory[];
-  Shared& shared = *reinterpret_cast<Shared*>(
-      memory + ((1024 - SharedAddress(memory) % 1024) % 1024));
+  Shared& shared =
+      *reinterpret_cast<Shared*>(memory + ((1024 - SharedAddress(memory) % 1024) % 1024));
   cudaTriggerProgrammaticLaunchCompletion();
   if (threadIdx.x == 0) InitBarriers(shared);
   __syncthreads();

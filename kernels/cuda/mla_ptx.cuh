@@ -4,8 +4,8 @@
 
 #include <cstdint>
 
-// The machine's matrix and copy instructions, as the attention kernels use them. Addresses of shared
-// memory are 32 bits wide (SharedAddress).
+// The machine's matrix and copy instructions, as the attention kernels use them. Addresses of
+// shared memory are 32 bits wide (SharedAddress).
 
 namespace hadal::cuda {
 
@@ -47,7 +47,9 @@ __device__ __forceinline__ void CopyAsync16(uint32_t shared, const void* global,
                "r"(bytes)
                : "memory");
 }
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kPending>
 __device__ __forceinline__ void WaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");
@@ -93,8 +95,8 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
 __device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, uint32_t bytes,
                                          uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(
-          shared),
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
+          "r"(shared),
       "l"(global), "r"(bytes), "r"(barrier)
       : "memory");
 }

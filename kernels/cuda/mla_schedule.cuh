@@ -2,48 +2,58 @@
 
 #include "kernels/cuda/mla.cuh"
 
-// How the fast decode kernels share out their work. An item is a piece of `piece_rows` of the
-// (query, head) pairs of one row, query-major; its keys are cut into tiles of a cache block. All
-// tiles of all items, one after the other, are cut into equal runs, one per CTA, whatever the
-// lengths are: these are known on the device only. An item that lies in one run is finished there;
-// the others leave parts, which a second kernel merges.
+// How the fast decode kernels share out their work. The (query, head) pairs of a row, query-major,
+// are cut into `pieces` of piece_rows. Each piece is a lane of its own: CTA i works in lane
+// i % pieces, so that the CTAs that need the same keys run side by side. A lane's items are its
+// pieces of all rows; their keys are cut into tiles of a cache block, and all tiles of all items,
+// one after the other, into equal runs, one per CTA of the lane, whatever the lengths are: these
+// are known on the device only. An item that lies in one run is finished there; the others leave
+// parts, which a second kernel merges.
 
 namespace hadal::cuda {
 
-inline constexpr int kMaxRuns = 256;  // CTAs
+inline constexpr int kMaxRuns = 160;  // CTAs that leave parts
+inline constexpr int kDecodeLatent = 512;
+inline constexpr int kDecodeDim = 576;
 
 struct DecodeArgs {
   MlaDecodeParams p;
   float scale_log2 = 0;
-  int pieces = 0;              // items per row
+  int pieces = 0;
   int piece_rows = 0;
-  bool by_item = false;        // merges[item] instead of merges[run that begins it]
-  int4* merges = nullptr;      // {item or -1, first run, last run, slot in the first run}
-  float* part_o = nullptr;     // [run, 2, piece_rows, 512]
-  float2* part_ml = nullptr;   // [run, 2, piece_rows]
-
-  __host__ __device__ int items() const { return p.rows.num_rows * pieces; }
+  // Of the item of a lane: merges[row * pieces + lane]; or, where rows are many, of the item that
+  // goes on behind a CTA: merges[CTA]. {row or -1, first run, last run, slot in the first run}.
+  // Null: a lane has one run.
+  int4* merges = nullptr;
+  bool by_row = false;
+  float* part_o = nullptr;    // [CTA, 2, piece_rows, 512]
+  float2* part_ml = nullptr;  // [CTA, 2, piece_rows]
 };
 
+__device__ __forceinline__ int Lane(const DecodeArgs& a) { return blockIdx.x % a.pieces; }
+
 struct DecodeItem {
-  int index;
+  int index;  // of the row
   AttentionRow row;
-  int first;   // (query, head) pair
-  int pairs;   // of the row
-  int keys;    // that its last query sees
+  int first;  // (query, head) pair
+  int pairs;  // of the row
+  int keys;   // that its last query sees
   int tiles;
 };
 
-__device__ __forceinline__ DecodeItem LoadItem(const DecodeArgs& a, int index) {
+__device__ __forceinline__ DecodeItem LoadItem(const DecodeArgs& a, int index, int lane) {
   DecodeItem item;
   item.index = index;
-  item.row = a.p.rows.rows[index / a.pieces];
-  item.first = index % a.pieces * a.piece_rows;
+  item.row = a.p.rows.rows[index];
+  item.first = lane * a.piece_rows;
   item.pairs = item.row.num_tokens * a.p.heads;
   const int last_query = (min(item.pairs, item.first + a.piece_rows) - 1) / a.p.heads;
   item.keys = item.first < item.pairs ? item.row.start_pos + last_query + 1 : 0;
   item.tiles = (item.keys + kBlockSize - 1) / kBlockSize;
   return item;
+}
+__device__ __forceinline__ DecodeItem LoadItem(const DecodeArgs& a, int index) {
+  return LoadItem(a, index, Lane(a));
 }
 
 // The run of one CTA: `tiles` tiles from tile `tile` of item `item` on.
@@ -51,14 +61,16 @@ struct DecodeRun {
   int item = 0;
   int tile = 0;
   int tiles = 0;
-  int64_t begin = 0;   // the run's first tile among all
-  int64_t total = 0;   // all tiles
-  int runs = 0;        // that are not empty
+  int64_t begin = 0;  // the run's first tile among all
+  int64_t total = 0;  // all tiles
+  int runs = 0;       // of the lane, that are not empty
 };
 
-// Called by all `threads` threads of the CTA; ends with a barrier. `shared` has 32 + 1 ints.
+// Called by all kThreads threads of the CTA; ends with a barrier. `shared` has 32 + 1 ints.
 template <int kThreads>
-__device__ DecodeRun FindRun(const DecodeArgs& a, int items, int* shared) {
+__device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
+  const int items = a.p.rows.num_rows, lanes = a.pieces;
+  const int lane_run = blockIdx.x / lanes, lane_runs = gridDim.x / lanes;
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int per_thread = (items + kThreads - 1) / kThreads;
   const int first = min(items, static_cast<int>(threadIdx.x) * per_thread);
@@ -66,7 +78,9 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int items, int* shared) {
   int mine = 0;
   for (int i = first; i < end; ++i) {
     const int tiles = LoadItem(a, i).tiles;
-    if (tiles == 0 && a.by_item && blockIdx.x == 0) a.merges[i] = make_int4(-1, 0, 0, 0);
+    if (tiles == 0 && a.by_row && lane_run == 0) {
+      a.merges[i * lanes + Lane(a)] = make_int4(-1, 0, 0, 0);
+    }
     mine += tiles;
   }
   int before = mine;  // inclusive sum over the warp's lanes
@@ -83,11 +97,11 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int items, int* shared) {
     run.total += shared[w];
   }
   before += warps_before - mine;
-  run.runs = static_cast<int>(min(static_cast<int64_t>(gridDim.x), run.total));
+  run.runs = static_cast<int>(min(static_cast<int64_t>(lane_runs), run.total));
   __syncthreads();
-  if (static_cast<int>(blockIdx.x) < run.runs) {
-    run.begin = run.total * blockIdx.x / run.runs;
-    run.tiles = static_cast<int>(run.total * (blockIdx.x + 1) / run.runs - run.begin);
+  if (lane_run < run.runs) {
+    run.begin = run.total * lane_run / run.runs;
+    run.tiles = static_cast<int>(run.total * (lane_run + 1) / run.runs - run.begin);
     if (run.begin >= before && run.begin < before + mine) {
       int i = first, skip = static_cast<int>(run.begin) - before;
       for (int tiles; (tiles = LoadItem(a, i).tiles) <= skip; ++i) skip -= tiles;
@@ -120,27 +134,102 @@ struct DecodeSegment {
   __device__ int Slot() const { return done == 0 ? 0 : 1; }
 };
 
-// One thread tells the second kernel what to do with the item that begins in this segment.
+// Tells the second kernel what to do with the item that begins in this segment.
 __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& run,
                                           const DecodeSegment& s) {
-  if (s.tile != 0) return;
+  if (s.tile != 0 || a.merges == nullptr) return;
   int4 merge = make_int4(-1, 0, 0, 0);
   if (!s.Whole()) {
     const int64_t last = run.begin + s.done + s.item.tiles - 1;
     const int last_run = static_cast<int>(((last + 1) * run.runs - 1) / run.total);
-    merge = make_int4(s.item.index, blockIdx.x, last_run, s.Slot());
+    merge = make_int4(s.item.index, blockIdx.x / a.pieces, last_run, s.Slot());
   }
-  if (a.by_item) {
-    a.merges[s.item.index] = merge;
+  if (a.by_row) {
+    a.merges[s.item.index * a.pieces + Lane(a)] = merge;
   } else if (!s.Whole()) {
     a.merges[blockIdx.x] = merge;
   }
 }
 
-// The number of CTAs and the scratch of a fast kernel; and the second kernel.
-int DecodeRuns(const DecodeArgs& args, const CudaContext& context);
-void AllocateDecode(DecodeArgs& args, int runs, CudaContext& context);
-void MergeDecode(const DecodeArgs& args, int runs, CudaContext& context);
+// Thread 0, at the start: nothing goes on behind this CTA yet.
+__device__ __forceinline__ void ClearMerge(const DecodeArgs& a) {
+  if (a.merges != nullptr && !a.by_row) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
+}
+
+// Thread 0: makes `s` the first segment of the run, or the one after what it is.
+__device__ inline void EnterSegment(const DecodeArgs& a, const DecodeRun& run, bool first,
+                                    DecodeSegment& s) {
+  if (first) {
+    s = {LoadItem(a, run.item), run.tile, 0, 0};
+  } else {
+    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  }
+  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
+  NoteMerge(a, run, s);
+}
+
+// Stage and parity of the next tile.
+template <int kStages>
+struct DecodeRing {
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ void Advance() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// Keys that the query of (query, head) pair `pair` sees.
+__device__ __forceinline__ int KeysOfPair(const DecodeArgs& a, const DecodeItem& item, int pair) {
+  return pair < item.pairs ? item.row.start_pos + pair / a.p.heads + 1 : 0;
+}
+
+// 16 bytes of the queries: of pair `pair`, from column `column` on.
+__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
+                                           int column) {
+  if (pair >= item.pairs || column >= kDecodeDim) return make_uint4(0, 0, 0, 0);
+  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
+  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
+  const int64_t token = item.row.first_token + pair / a.p.heads;
+  const int head = pair % a.p.heads;
+  const auto* at = column < kDecodeLatent
+                       ? latent + (token * a.p.heads + head) * kDecodeLatent + column
+                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
+                             (column - kDecodeLatent);
+  return *reinterpret_cast<const uint4*>(at);
+}
+
+// Columns column + 8 n and the next of row `row` of the segment: o[n][2 r] and o[n][2 r + 1]; (m,
+// l) of the row. Finished, or as a part of which one thread, the `leader`, notes m and l.
+template <int kTiles>
+__device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegment& s, int row,
+                                         int column, const float (&o)[kTiles][4], int r, float m,
+                                         float l, bool leader) {
+  const int pair = s.item.first + row;
+  if (pair >= s.item.pairs) return;
+  if (s.Whole()) {
+    const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
+    auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kDecodeLatent + column;
+    const float inverse = 1.0f / l;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      *reinterpret_cast<__nv_bfloat162*>(out + n * 8) =
+          __floats2bfloat162_rn(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+    }
+  } else {
+    const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * a.piece_rows + row;
+    float* out = a.part_o + part * kDecodeLatent + column;
+#pragma unroll
+    for (int n = 0; n < kTiles; ++n) {
+      *reinterpret_cast<float2*>(out + n * 8) = make_float2(o[n][2 * r], o[n][2 * r + 1]);
+    }
+    if (leader) a.part_ml[part] = make_float2(m, l);
+  }
+}
+
+// Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
+int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context);
+// The second kernel, where it is needed.
+void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context);
 int64_t FastDecodeScratchBytes(int piece_rows);
 
 }  // namespace hadal::cuda

@@ -1,8 +1,7 @@
-#include "kernels/cuda/tensor_map.h"
-
 #include <string>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/tensor_map.h"
 
 namespace hadal::cuda {
 namespace {

@@ -58,11 +58,10 @@ struct Bench {
 
 void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int queries) {
   const int row_blocks = (length + kBlockSize - 1) / kBlockSize;
-  const int64_t bytes = int64_t{batch} * length * kDim * 2 +
-                        int64_t{batch} * queries * heads * (kDim + kLatent) * 2;
-  const int variants =
-      static_cast<int>(std::clamp<int64_t>(kPoolBlocks / (int64_t{batch} * row_blocks), 1,
-                                           ColdLaunches(bytes)));
+  const int64_t bytes =
+      int64_t{batch} * length * kDim * 2 + int64_t{batch} * queries * heads * (kDim + kLatent) * 2;
+  const int variants = static_cast<int>(
+      std::clamp<int64_t>(kPoolBlocks / (int64_t{batch} * row_blocks), 1, ColdLaunches(bytes)));
   std::vector<AttentionRow> rows;
   for (int i = 0; i < variants * batch; ++i) {
     rows.push_back({i % batch * queries, queries, length - queries, i * row_blocks});
@@ -91,22 +90,22 @@ void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int querie
     MlaDecodeWith(path, p, b.context);
   }, b.context);
   const double flops = 2.0 * batch * queries * heads * length * (kDim + kLatent);
-  std::printf("decode %3d heads, %3d x %5d, %d queries: %8.1f us  %6.0f GB/s %5.1f %%  %6.1f TFLOP/s "
-              "%5.1f %%\n",
-              heads, batch, length, queries, us, bytes / us * 1e-3,
-              bytes / us * 1e-1 / b.ceilings.read_gbs, flops / us * 1e-6,
-              flops / us * 1e-4 / b.ceilings.bf16_tflops);
+  std::printf(
+      "decode %3d heads, %3d x %5d, %d queries: %8.1f us  %6.0f GB/s %5.1f %%  %6.1f TFLOP/s "
+      "%5.1f %%\n",
+      heads, batch, length, queries, us, bytes / us * 1e-3, bytes / us * 1e-1 / b.ceilings.read_gbs,
+      flops / us * 1e-6, flops / us * 1e-4 / b.ceilings.bf16_tflops);
 }
 
 // The flash kernel alone: keys and values are there.
 void Flash(Bench& b, MlaPath path, int heads, int batch, int start, int queries) {
-  const int length = start + queries, tile = path == MlaPath::kWgmma ? WgmmaPrefillTile()
-                                                                     : MmaPrefillTile();
+  const int length = start + queries,
+            tile = path == MlaPath::kWgmma ? WgmmaPrefillTile() : MmaPrefillTile();
   const int64_t tokens = int64_t{batch} * queries, keys = int64_t{batch} * length;
   PrefillPiece piece;
   for (int r = 0; r < batch; ++r) {
-    piece.segments[piece.count++] = {{r * queries, queries, start, 0}, 0, length, r * length,
-                                     piece.tiles};
+    piece.segments[piece.count++] = {
+        {r * queries, queries, start, 0}, 0, length, r * length, piece.tiles};
     piece.tiles += (queries + tile - 1) / tile;
   }
   piece.keys = static_cast<int>(keys);
@@ -168,7 +167,7 @@ int Main() {
   }
   Decode(b, MlaPath::kMma, 8, 64, 512, 1);
   Decode(b, MlaPath::kMma, 2, 256, 512, 1);
-  for (const MlaPath path : {MlaPath::kMma}) {
+  for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma}) {
     std::printf(path == MlaPath::kMma ? "mma:\n" : "wgmma:\n");
     Decode(b, path, 16, 64, 512, 2);
     Decode(b, path, 16, 64, 2048, 4);

@@ -3,11 +3,13 @@
 #include <cuda_runtime.h>
 
 #include <algorithm>
+#include <atomic>
 #include <cmath>
 #include <cstring>
 #include <memory>
 #include <random>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "common/check.h"
@@ -105,7 +107,8 @@ struct Output {
   GuardedMemory device;
 
   Output(int64_t n, DType type)
-      : dtype(type), count(static_cast<size_t>(n)),
+      : dtype(type),
+        count(static_cast<size_t>(n)),
         device(static_cast<size_t>(n * DTypeSize(type))) {}
   void* data() const { return device.data(); }
   std::vector<float> Read() const {
@@ -130,7 +133,8 @@ std::unique_ptr<GuardedMemory> OnDevice(const std::vector<T>& values) {
 
 class TestContext {
  public:
-  explicit TestContext(DType act, int64_t scratch_bytes) : scratch_(static_cast<size_t>(scratch_bytes)) {
+  explicit TestContext(DType act, int64_t scratch_bytes)
+      : scratch_(static_cast<size_t>(scratch_bytes)) {
     context.act = act;
     cudaDeviceProp properties{};
     HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
@@ -194,7 +198,8 @@ class PagedSequences {
       tokens = std::max(tokens, row.first_token + row.num_tokens);
       if (row.num_tokens > 0) max_context = std::max(max_context, row.start_pos + row.num_tokens);
       for (int p = 0; row.num_tokens > 0 && p < row.start_pos + row.num_tokens; ++p) {
-        for (int64_t i = 0; i < dim; ++i) values[static_cast<size_t>(Index(row, p) + i)] = normal(rng);
+        for (int64_t i = 0; i < dim; ++i)
+          values[static_cast<size_t>(Index(row, p) + i)] = normal(rng);
       }
     }
     cache = std::make_unique<Values>(std::move(values), dtype);
@@ -239,6 +244,19 @@ class PagedSequences {
   std::unique_ptr<GuardedMemory> device_tables_;
 };
 
+// f(0) .. f(count - 1) on all cores: references in float64 take longer than the device.
+template <typename F>
+void ParallelFor(int64_t count, const F& f) {
+  std::atomic<int64_t> next = 0;
+  std::vector<std::thread> threads;
+  for (unsigned i = 0; i < std::max(1u, std::thread::hardware_concurrency()); ++i) {
+    threads.emplace_back([&] {
+      for (int64_t at; (at = next++) < count;) f(at);
+    });
+  }
+  for (std::thread& thread : threads) thread.join();
+}
+
 // One query: softmax over `keys` scores, then the weighted sum of value(j), a [dim] vector.
 template <typename Value>
 std::vector<double> SoftmaxSum(const std::vector<double>& scores, int64_t dim, const Value& value) {
@@ -255,7 +273,8 @@ std::vector<double> SoftmaxSum(const std::vector<double>& scores, int64_t dim, c
   return out;
 }
 
-// ||out - ref|| / ||ref|| of every row of `width` elements and of all of them; prints the worst row.
+// ||out - ref|| / ||ref|| of every row of `width` elements and of all of them; prints the worst
+// row.
 inline bool Close(const std::string& what, const std::vector<float>& out,
                   const std::vector<double>& ref, int64_t width, double tolerance) {
   double all = 0, all_ref = 0, worst = -1;
@@ -280,7 +299,8 @@ inline bool Close(const std::string& what, const std::vector<float>& out,
   for (size_t i = 0, shown = 0; !close && i < w && shown < 8; ++i) {
     const size_t at = worst_row * w + i;
     if (std::abs(out[at] - ref[at]) <= 3 * tolerance * (std::abs(ref[at]) + 1e-3)) continue;
-    std::printf("    row %zu element %zu: %g, should be %g\n", worst_row, i, double{out[at]}, ref[at]);
+    std::printf("    row %zu element %zu: %g, should be %g\n", worst_row, i, double{out[at]},
+                ref[at]);
     ++shown;
   }
   return close;

@@ -38,7 +38,8 @@ struct Decode {
   static constexpr int kLead = 16;
 
   Decode(const DecodeCase& test, Rng& rng)
-      : c(test), sequences(MakeRows(test.rows), test.latent + test.rope, test.cache, rng),
+      : c(test),
+        sequences(MakeRows(test.rows), test.latent + test.rope, test.cache, rng),
         q_latent(RandomValues(int64_t{sequences.tokens} * c.heads * c.latent, rng), c.act),
         q(RandomValues(int64_t{sequences.tokens} * c.heads * (kLead + c.rope), rng), c.act) {}
 
@@ -66,7 +67,7 @@ struct Decode {
   std::vector<double> Reference() const {
     std::vector<double> out(static_cast<size_t>(sequences.tokens) * c.heads * c.latent);
     for (const AttentionRow& row : sequences.rows) {
-      for (int i = 0; i < row.num_tokens * c.heads; ++i) {
+      ParallelFor(row.num_tokens * c.heads, [&](int64_t i) {
         const int64_t at = int64_t{row.first_token} * c.heads + i;
         const float* ql = q_latent.host.data() + at * c.latent;
         const float* qr = q.host.data() + at * (kLead + c.rope) + kLead;
@@ -78,10 +79,10 @@ struct Decode {
           for (int d = 0; d < c.rope; ++d) dot += double{qr[d]} * key[c.latent + d];
           scores.push_back(dot * Scale());
         }
-        const auto sum = SoftmaxSum(scores, c.latent,
-                                    [&](int j) { return sequences.Latent(row, j); });
+        const auto sum =
+            SoftmaxSum(scores, c.latent, [&](int j) { return sequences.Latent(row, j); });
         std::copy(sum.begin(), sum.end(), out.begin() + at * c.latent);
-      }
+      });
     }
     return out;
   }
@@ -131,7 +132,8 @@ constexpr DType kF = DType::kF32, kB = DType::kBF16;
 TEST_CASE("MlaDecode, general path: any heads, dims and types, padded rows, several queries") {
   if (!HaveCudaDevice()) return;
   Rng rng(RandomSeed());
-  const std::vector<std::pair<int, int>> rows = {{0, 1}, {63, 1}, {64, 2}, {7, 0}, {200, 3}, {511, 1}};
+  const std::vector<std::pair<int, int>> rows = {{0, 1}, {63, 1},  {64, 2},
+                                                 {7, 0}, {200, 3}, {511, 1}};
   const std::vector<DecodeCase> cases = {
       {"3 heads, 32 + 8, float", MlaPath::kGeneral, kF, kF, 3, 32, 8, rows, 0, 0},
       {"3 heads, 36 + 6, float with bf16 cache", MlaPath::kGeneral, kF, kB, 3, 36, 6, rows, 900, 5},
@@ -166,6 +168,26 @@ TEST_CASE("MlaDecode, tensor cores: 512 + 64, heads in pieces of 16, any split o
       {"5 heads, mixed rows", MlaPath::kMma, kB, kB, 5, 512, 64, mixed, 0, 0},
       {"32 heads, mixed rows", MlaPath::kMma, kB, kB, 32, 512, 64, mixed, 0, 0},
       {"nobody's rows only", MlaPath::kMma, kB, kB, 16, 512, 64, {{9, 0}, {70, 0}}, 128, 1},
+      {"w 16 heads, one key", MlaPath::kWgmma, kB, kB, 16, 512, 64, {{0, 1}}, 0, 0},
+      {"w 64 heads, one tile", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{63, 1}}, 0, 0},
+      {"w 64 heads, two tiles", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{100, 1}}, 0, 0},
+      {"w 128 heads, 3 rows",
+       MlaPath::kWgmma,
+       kB,
+       kB,
+       128,
+       512,
+       64,
+       {{9, 1}, {0, 1}, {900, 1}},
+       0,
+       0},
+      {"w 64 heads, one long row", MlaPath::kWgmma, kB, kB, 64, 512, 64, {{9000, 1}}, 0, 0},
+      {"w 16 heads, mixed rows", MlaPath::kWgmma, kB, kB, 16, 512, 64, mixed, 700, 4},
+      {"w 16 heads, 300 rows", MlaPath::kWgmma, kB, kB, 16, 512, 64, many, 512, 0},
+      {"w 32 heads, mixed rows", MlaPath::kWgmma, kB, kB, 32, 512, 64, mixed, 0, 0},
+      {"w 100 heads, mixed rows", MlaPath::kWgmma, kB, kB, 100, 512, 64, mixed, 0, 0},
+      {"w nobody's rows only", MlaPath::kWgmma, kB, kB, 128, 512, 64, {{9, 0}, {70, 0}}, 128, 1},
+      {"the path of choice, 30 queries", MlaPath::kAuto, kB, kB, 16, 512, 64, {{70, 30}}, 0, 0},
       {"the path of choice", MlaPath::kAuto, kB, kB, 16, 512, 64, mixed, 0, 0},
   };
   for (const DecodeCase& c : cases) CHECK(Holds(c, rng));

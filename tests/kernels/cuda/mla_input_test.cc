@@ -31,7 +31,8 @@ struct Input {
       : c(test),
         q(RandomValues(int64_t{c.tokens} * c.heads * (c.nope + c.rope), rng), c.act),
         kv_a(RandomValues(int64_t{c.tokens} * KvStride(), rng, 3), c.act),
-        weight(RandomValues(c.latent, rng), kF), cos_sin(Rotations(), kF) {
+        weight(RandomValues(c.latent, rng), kF),
+        cos_sin(Rotations(), kF) {
     std::vector<int64_t> free;
     for (int64_t i = 0; i < kBlocks * kBlockSize; ++i) free.push_back(i);
     std::shuffle(free.begin(), free.end(), rng);
@@ -80,8 +81,8 @@ struct Input {
     double square = 0;
     for (int i = 0; i < c.latent; ++i) square += out[static_cast<size_t>(i)] * in[i];
     for (int i = 0; i < c.latent; ++i) {
-      out[static_cast<size_t>(i)] *= weight.host[static_cast<size_t>(i)] /
-                                     std::sqrt(square / c.latent + 1e-5);
+      out[static_cast<size_t>(i)] *=
+          weight.host[static_cast<size_t>(i)] / std::sqrt(square / c.latent + 1e-5);
     }
     Rotate(out, static_cast<size_t>(c.latent),
            cos_sin.host.data() + positions[static_cast<size_t>(t)] * c.rope, c.rope);

@@ -41,8 +41,8 @@ struct HeadWeights {
       if (dtype == kB) host[i] = Bf16ToFloat(halves[i] = FloatToBf16(host[i]));
       if (dtype != k8) continue;
       codes[i] = static_cast<uint8_t>(rng() & 0x87u) | static_cast<uint8_t>(0x20 + rng() % 8 * 2);
-      host[i] = F8E4M3ToFloat(codes[i]) *
-                scale[static_cast<size_t>(row / 128 * blocks + column / 128)];
+      host[i] =
+          F8E4M3ToFloat(codes[i]) * scale[static_cast<size_t>(row / 128 * blocks + column / 128)];
     }
     std::vector<StackedSource> sources;
     for (int h = 0; h < heads; ++h) {
@@ -71,7 +71,8 @@ struct Prefill {
   HeadWeights w_uv;
 
   Prefill(const PrefillCase& test, std::vector<AttentionRow> rows, Rng& rng, CudaContext& context)
-      : c(test), sequences(std::move(rows), c.latent + c.rope, c.cache, rng),
+      : c(test),
+        sequences(std::move(rows), c.latent + c.rope, c.cache, rng),
         q(RandomValues(sequences.tokens * QStride(), rng), c.act),
         w_uk(c.heads, c.nope, c.latent, c.weights, rng, context),
         w_uv(c.heads, c.v, c.latent, c.weights, rng, context) {}
@@ -99,7 +100,8 @@ struct Prefill {
   }
 
   // c w^T of every key of a row, for one head.
-  std::vector<double> Project(const AttentionRow& row, const HeadWeights& w, int head, int n) const {
+  std::vector<double> Project(const AttentionRow& row, const HeadWeights& w, int head,
+                              int n) const {
     std::vector<double> out;
     for (int j = 0; j < row.start_pos + row.num_tokens; ++j) {
       const float* latent = sequences.Latent(row, j);
@@ -116,7 +118,8 @@ struct Prefill {
   std::vector<double> Reference() const {
     std::vector<double> out(static_cast<size_t>(sequences.tokens) * c.heads * c.v);
     for (const AttentionRow& row : sequences.rows) {
-      for (int h = 0; h < c.heads && row.num_tokens > 0; ++h) {
+      ParallelFor(row.num_tokens > 0 ? c.heads : 0, [&](int64_t head) {
+        const int h = static_cast<int>(head);
         const auto keys = Project(row, w_uk, h, c.nope), values = Project(row, w_uv, h, c.v);
         for (int i = 0; i < row.num_tokens; ++i) {
           const int64_t at = int64_t{row.first_token + i} * c.heads + h;
@@ -134,7 +137,7 @@ struct Prefill {
               SoftmaxSum(scores, c.v, [&](int j) { return values.data() + int64_t{j} * c.v; });
           std::copy(sum.begin(), sum.end(), out.begin() + at * c.v);
         }
-      }
+      });
     }
     return out;
   }
@@ -192,8 +195,8 @@ TEST_CASE("MlaPrefill, general path: any heads, dims and types, chunks, pieces, 
 TEST_CASE("MlaPrefill, flash kernels: 128 + 64, v 128, chunks and pieces") {
   if (!HaveCudaDevice()) return;
   Rng rng(RandomSeed());
-  const std::vector<std::pair<int, int>> rows = {{0, 1},   {0, 64},   {0, 65},  {128, 127},
-                                                 {9, 0},   {63, 130}, {300, 3}, {1, 300}};
+  const std::vector<std::pair<int, int>> rows = {{0, 1}, {0, 64},   {0, 65},  {128, 127},
+                                                 {9, 0}, {63, 130}, {300, 3}, {1, 300}};
   for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma, MlaPath::kAuto}) {
     if (path == MlaPath::kWgmma && !IsHopper()) continue;
     std::printf("path %d\n", static_cast<int>(path));
