@@ -11,6 +11,7 @@
 #include <thread>
 
 #include "common/converted_checkpoint.h"
+#include "common/dummy_checkpoint.h"
 #include "common/model_config.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
@@ -100,7 +101,10 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(secret_, ReadSecret(options_.join_secret_file));
     HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
     HADAL_RETURN_IF_ERROR(ValidateLayout(config_, layout_));
-    HADAL_ASSIGN_OR_RETURN(checkpoint_, OpenCheckpoint(options_.model_dir, config_, layout_));
+    HADAL_ASSIGN_OR_RETURN(checkpoint_,
+                           options_.load_format == "dummy"
+                               ? MakeDummyCheckpoint(config_, /*seed=*/0)
+                               : OpenCheckpoint(options_.model_dir, config_, layout_));
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
     const int threads = options_.threads > 0 ? options_.threads
                                              : std::max(1, UsableCores() / place_.local_ranks);

@@ -31,6 +31,10 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
       ->capture_default_str();
   app->add_option("--cpu-isa", o->isa,
                   "instruction set of the cpu backend (default: the best of this machine)");
+  app->add_option("--load-format", o->load_format,
+                  "auto: the model's files; dummy: random weights, for benchmarks of a config alone")
+      ->check(CLI::IsMember({"auto", "dummy"}))
+      ->capture_default_str();
   app->add_option("--threads", o->threads, "threads of this rank (default: cores / ranks on the host)")
       ->check(CLI::Range(1, 1024));
   auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,

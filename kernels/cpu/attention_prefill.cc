@@ -31,7 +31,7 @@ class PrefillAttention {
  public:
   PrefillAttention(const MlaPrefillParams& p, CpuContext& context)
       : p_(p), context_(context), kernels_(VectorKernelsFor(context.isa)),
-        half_(context.gemm->bf16_attention && p.w_uk[0]->dtype != DType::kF32),
+        half_(context.gemm->bf16_attention && p.w_uk->dtype != DType::kF32),
         qk_dim_(p.nope_dim + p.rope_dim),
         v_stride_(half_ ? (p.v_dim + kPanel - 1) / kPanel * kPanel
                         : PaddedFloats(p.v_dim, kernels_)),
