@@ -31,9 +31,8 @@ AtomicFile::AtomicFile(std::string path)
 }
 
 AtomicFile::~AtomicFile() {
-  if (fd_ < 0) return;
-  close(fd_);
-  unlink(temporary_.c_str());
+  if (fd_ >= 0) close(fd_);
+  if (!committed_) unlink(temporary_.c_str());
 }
 
 void AtomicFile::Fail() const {
@@ -57,6 +56,7 @@ void AtomicFile::Commit() {
   if (fsync(fd_) != 0) Fail();
   if (close(std::exchange(fd_, -1)) != 0) Fail();
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) Fail();
+  committed_ = true;
   SyncDirectoryOf(path_);
 }
 

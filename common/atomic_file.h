@@ -33,6 +33,7 @@ class AtomicFile {
   const std::string path_;
   const std::string temporary_;
   int fd_ = -1;
+  bool committed_ = false;
 };
 
 void WriteFileAtomically(const std::string& path, std::string_view content);

@@ -89,7 +89,7 @@ TEST_CASE("what does not fit a converted directory is refused") {
   CHECK(OpenCheckpoint(dir.path(), config, {2, 1, 0}).ok());
   const Status missing = OpenCheckpoint(dir.path(), config, {2, 1, 1}).status();
   CHECK(missing.message().find("model1-mp2.safetensors") != std::string::npos);
-  CHECK(missing.message().find("missing: layers.0.attn.wq_b.weight") != std::string::npos);
+  CHECK(missing.message().find("missing: layers.0.attn.wkv_a.weight") != std::string::npos);
   for (const Layout& layout : {Layout{1, 1, 0}, Layout{1, 2, 0}, Layout{4, 1, 0}}) {
     const Status status = OpenCheckpoint(dir.path(), config, layout).status();
     CHECK(status.code() == StatusCode::kFailedPrecondition);

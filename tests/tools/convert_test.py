@@ -153,7 +153,8 @@ class ConvertTest(ToolCase):
                              ("n_routed_experts", "n_routed_experts"),
                              ("n_activated_experts", "num_experts_per_tok"),
                              ("n_expert_groups", "n_group"),
-                             ("route_scale", "routed_scaling_factor"), ("score_func", "scoring_func"), ("q_lora_rank", "q_lora_rank"),
+                             ("route_scale", "routed_scaling_factor"),
+                             ("score_func", "scoring_func"), ("q_lora_rank", "q_lora_rank"),
                              ("vocab_size", "vocab_size"), ("rope_theta", "rope_theta"),
                              ("max_seq_len", "max_position_embeddings")):
             self.assertEqual(config[ours], hf[theirs], ours)
