@@ -171,7 +171,6 @@ void UploadScales(const std::vector<StackedSource>& matrices, const CudaPackedWe
 
 // Checks that the sources of all matrices agree; sets everything but the pointers.
 void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
-  HADAL_CHECK(!matrices.empty() && !matrices.front().empty(), "nothing to pack");
   const WeightSource& first = matrices.front().front();
   const bool f8 = first.dtype == DType::kF8E4M3;
   bool whole_blocks = true;
@@ -181,8 +180,6 @@ void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
       HADAL_CHECK(s.k == first.k && s.dtype == first.dtype, "stacked sources differ in k or dtype");
       if (f8) {
         HADAL_CHECK(s.scale != nullptr && s.scale_block == kScaleBlock, "FP8 needs 128x128 scales");
-        HADAL_CHECK(InputOffset(s) % kScaleBlock == InputOffset(first) % kScaleBlock,
-                    "stacked sources differ in their place in a scale block");
       }
       whole_blocks = whole_blocks && n % kScaleBlock == 0 && OutputOffset(s) % kScaleBlock == 0;
       n += s.n;
@@ -202,12 +199,52 @@ void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
   w->scale_n = CeilDiv(w->n, w->scale_rows);
 }
 
+// Whether one k_lead describes all of them.
+bool SamePlacesInBlocks(const std::vector<StackedSource>& matrices) {
+  const WeightSource& first = matrices.front().front();
+  if (first.dtype != DType::kF8E4M3) return true;
+  for (const StackedSource& sources : matrices) {
+    for (const WeightSource& s : sources) {
+      if (InputOffset(s) % kScaleBlock != InputOffset(first) % kScaleBlock) return false;
+    }
+  }
+  return true;
+}
+
+bf16_t TrueValue(const WeightSource& s, int64_t n, int64_t k) {
+  const int64_t at = s.transposed ? k * s.row_stride + n : n * s.row_stride + k;
+  const float scale = ScaleAt(s, n, (InputOffset(s) + k) / kScaleBlock);
+  return FloatToBf16(F8E4M3ToFloat(static_cast<const uint8_t*>(s.data)[at]) * scale);
+}
+
+// The same matrices in bf16: for heads whose slices of a scale block begin at different places, as
+// no released model has them.
+std::unique_ptr<PackedWeight> PackWidened(const std::vector<StackedSource>& matrices,
+                                          CudaContext& context) {
+  std::vector<std::vector<bf16_t>> values;
+  std::vector<StackedSource> widened(matrices.size());
+  for (size_t i = 0; i < matrices.size(); ++i) {
+    for (const WeightSource& s : matrices[i]) {
+      std::vector<bf16_t>& out = values.emplace_back();
+      out.reserve(static_cast<size_t>(s.n * s.k));
+      for (int64_t n = 0; n < s.n; ++n) {
+        for (int64_t k = 0; k < s.k; ++k) out.push_back(TrueValue(s, n, k));
+      }
+      widened[i].push_back({.data = out.data(), .dtype = DType::kBF16, .n = s.n, .k = s.k,
+                            .row_stride = s.k});
+    }
+  }
+  return PackCudaWeight(widened, context);
+}
+
 }  // namespace
 
 CudaPackedWeight::~CudaPackedWeight() { cudaFree(const_cast<void*>(data)); }
 
 std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
                                              CudaContext& context) {
+  HADAL_CHECK(!matrices.empty() && !matrices.front().empty(), "nothing to pack");
+  if (!SamePlacesInBlocks(matrices)) return PackWidened(matrices, context);
   auto w = std::make_unique<CudaPackedWeight>();
   SetShape(matrices, w.get());
   const int64_t scale_bytes = w->count * w->scale_n * w->k_blocks * int64_t{sizeof(float)};
