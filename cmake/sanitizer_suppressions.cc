@@ -17,5 +17,5 @@ extern "C" const char* __lsan_default_suppressions() {
 extern "C" const char* __tsan_default_suppressions();
 extern "C" const char* __tsan_default_suppressions() {
   // Their locks and atomics are invisible, so what they do themselves looks like races.
-  return "race:libgrpc\nrace:libabsl\nrace:libprotobuf\n";
+  return "race:libgrpc\nrace:libabsl\nrace:libprotobuf\nrace_top:grpc::internal\n";
 }
