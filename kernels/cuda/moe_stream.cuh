@@ -8,9 +8,9 @@
 
 namespace hadal::cuda {
 
-// Grouped products of few rows per expert: weights are streamed from memory once per tile of at most
-// kTokens rows. A block makes 128 weight rows of one tile: 4 warps of 32 rows each, all with the same
-// tokens, which lie in shared memory.
+// Grouped products of few rows per expert: weights are streamed from memory once per tile of at
+// most kTokens rows. A block makes 128 weight rows of one tile: 4 warps of 32 rows each, all with
+// the same tokens, which lie in shared memory.
 
 inline constexpr int kStreamWarps = 4;
 inline constexpr int kStreamThreads = 32 * kStreamWarps;
@@ -79,7 +79,8 @@ struct StreamItems {
   int tokens_;
 };
 
-// Output (pair) of the lane's row g in m-tile m of an item; row g + 8 is its up row or 8 further on.
+// Output (pair) of the lane's row g in m-tile m of an item; row g + 8 is its up row or 8 further
+// on.
 template <bool kGated>
 __device__ __forceinline__ int OutputOf(int first, int m) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4;
@@ -130,7 +131,8 @@ struct StreamProducer {
       const int r = static_cast<int>(threadIdx.x) / kChunks + i * kXStep;
       x_valid[i] = r < at.tile.count;
       const int from = at.tile.first + (x_valid[i] ? r : 0);
-      x[i] = p.x + static_cast<int64_t>(p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div) *
+      x[i] = p.x + static_cast<int64_t>(
+                       p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div) *
                        p.x_stride;
     }
   }
@@ -171,8 +173,8 @@ struct StreamProducer {
       for (int i = 0; i < kXCopies; ++i) {
         if (!x_valid[i]) continue;
         const int token = static_cast<int>(threadIdx.x) / kChunks + i * kXStep;
-        CopyAsync16(to + Shape::kWeightBytes + XOffset<W>(token, chunk), x[i] + (inside ? first : 0),
-                    inside);
+        CopyAsync16(to + Shape::kWeightBytes + XOffset<W>(token, chunk),
+                    x[i] + (inside ? first : 0), inside);
       }
       if constexpr (sizeof(W) == 1) {
         CopyAsync4(to + Shape::kWeightBytes + Shape::kXBytes + threadIdx.x * 4, scale + step);
@@ -255,7 +257,8 @@ __device__ __forceinline__ void StoreStream(const StreamPart& p, const StreamIte
         const float low = sums[m][t].at[c], high = sums[m][t].at[2 + c];
         if constexpr (kGated) {
           // Up to the stride: the next product reads zeros behind the last pair.
-          if (output < p.out_stride) static_cast<bf16*>(p.out)[at] = FromFloat<bf16>(SiluMul(low, high));
+          if (output < p.out_stride)
+            static_cast<bf16*>(p.out)[at] = FromFloat<bf16>(SiluMul(low, high));
         } else {
           if (output < p.n) static_cast<float*>(p.out)[at] = low;
           if (output + 8 < p.n) static_cast<float*>(p.out)[at + 8] = high;

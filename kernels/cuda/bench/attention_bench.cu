@@ -139,7 +139,8 @@ void Input(Bench& b, int heads, int tokens) {
   std::vector<int64_t> cache_rows(static_cast<size_t>(tokens));
   std::iota(cache_rows.begin(), cache_rows.end(), 0);
   MlaInputParams p;
-  p.q_rope = bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
+  p.q_rope =
+      bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
   p.q_rope_stride = int64_t{heads} * (kNope + kRope);
   p.q_rope_head_stride = kNope + kRope;
   p.heads = heads;
@@ -149,7 +150,8 @@ void Input(Bench& b, int heads, int tokens) {
   p.latent_rank = kLatent;
   p.rope_dim = kRope;
   p.positions = b.Upload(positions);
-  p.cos_sin = static_cast<const float*>(bench::RandomDevice(1000 * kRope * 2, DType::kBF16, b.context));
+  p.cos_sin =
+      static_cast<const float*>(bench::RandomDevice(1000 * kRope * 2, DType::kBF16, b.context));
   p.cache_rows = b.Upload(cache_rows);
   p.cache = bench::RandomDevice(int64_t{tokens} * kDim, DType::kBF16, b.context);
   p.tokens = tokens;

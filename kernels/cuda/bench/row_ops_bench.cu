@@ -56,7 +56,9 @@ class Bench {
     void* delta = RandomDevice(elements * sets, DType::kBF16, context_);
     void* out = RandomDevice(elements * sets, DType::kBF16, context_);
     void* weight = RandomDevice(dim, DType::kF32, context_);
-    const auto at = [&](void* base, int i) { return static_cast<char*>(base) + i % sets * elements * 2; };
+    const auto at = [&](void* base, int i) {
+      return static_cast<char*>(base) + i % sets * elements * 2;
+    };
     const double us = MedianMicros(20, [&](int i) {
       cuda::RmsNorm({.residual = at(x, i), .delta = at(delta, i),
                      .weight = static_cast<const float*>(weight), .out = at(out, i),
@@ -70,7 +72,8 @@ class Bench {
     void* table = RandomDevice(kVocab * dim, DType::kBF16, context_);
     void* out = RandomDevice(tokens * dim, DType::kBF16, context_);
     std::vector<int32_t> ids;
-    for (int i = 0; i < tokens; ++i) ids.push_back(static_cast<int32_t>(i * int64_t{7919} % kVocab));
+    for (int i = 0; i < tokens; ++i)
+      ids.push_back(static_cast<int32_t>(i * int64_t{7919} % kVocab));
     int32_t* device_ids = Upload(ids);
     const double us = MedianMicros(20, [&](int) {
       cuda::Embed({.ids = device_ids, .tokens = tokens, .table = table,
@@ -88,7 +91,8 @@ class Bench {
     SamplingParams* sampling = Upload(std::vector<SamplingParams>(static_cast<size_t>(rows), s));
     int32_t* positions = Upload(std::vector<int32_t>(static_cast<size_t>(rows), 17));
     SampledToken* out = Upload(std::vector<SampledToken>(static_cast<size_t>(rows)));
-    TokenLogprob* top = Upload(std::vector<TokenLogprob>(static_cast<size_t>(rows * kMaxTopLogprobs)));
+    TokenLogprob* top =
+        Upload(std::vector<TokenLogprob>(static_cast<size_t>(rows * kMaxTopLogprobs)));
     const double us = MedianMicros(20, [&](int i) {
       cuda::Sample({.logits = logits + i % sets * elements, .rows = rows, .vocab = kVocab,
                     .vocab_limit = kVocab - 3, .sampling = sampling, .positions = positions,
