@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/ops.h"
 
 // Times the ops that move rows: embedding, norm, sampling, against the card's read rate. Operands
@@ -38,11 +37,6 @@ class Bench {
   }
 
  private:
-  // Sets of operands of `bytes` that a timing needs to keep the cache cold.
-  int64_t Sets(int64_t bytes) const {
-    return std::clamp<int64_t>(5 * ceilings_.l2_bytes / 2 / bytes + 1, 2, 64);
-  }
-
   void Print(const char* what, int rows, int64_t width, double bytes, double us) const {
     std::printf("%-20s %5d x %6lld: %8.2f us %6.0f GB/s, %5.1f %% of read\n", what, rows,
                 static_cast<long long>(width), us, bytes / us / 1e3,
@@ -51,7 +45,7 @@ class Bench {
 
   void Norm(int tokens, int64_t dim) {
     const int64_t elements = tokens * dim;
-    const int64_t sets = Sets(elements * 2);
+    const int64_t sets = ColdSets(ceilings_, elements * 2, 64);
     void* x = RandomDevice(elements * sets, DType::kBF16, context_);
     void* delta = RandomDevice(elements * sets, DType::kBF16, context_);
     void* out = RandomDevice(elements * sets, DType::kBF16, context_);
@@ -86,7 +80,7 @@ class Bench {
 
   void SampleRows(const char* what, int rows, const SamplingParams& s) {
     const int64_t elements = rows * kVocab;
-    const int64_t sets = Sets(elements * 4);
+    const int64_t sets = ColdSets(ceilings_, elements * 4, 64);
     auto* logits = static_cast<float*>(RandomDevice(elements * sets, DType::kF32, context_));
     SamplingParams* sampling = Upload(std::vector<SamplingParams>(static_cast<size_t>(rows), s));
     int32_t* positions = Upload(std::vector<int32_t>(static_cast<size_t>(rows), 17));
@@ -109,7 +103,7 @@ class Bench {
 
   void TokenLogprobs(int rows) {
     const int64_t elements = rows * kVocab;
-    const int64_t sets = Sets(elements * 4);
+    const int64_t sets = ColdSets(ceilings_, elements * 4, 64);
     auto* logits = static_cast<float*>(RandomDevice(elements * sets, DType::kF32, context_));
     int32_t* targets = Upload(std::vector<int32_t>(static_cast<size_t>(rows), 17));
     float* out = Upload(std::vector<float>(static_cast<size_t>(rows)));
@@ -123,14 +117,6 @@ class Bench {
     cudaFree(out);
   }
 
-  template <typename T>
-  T* Upload(const std::vector<T>& host) {
-    void* device = nullptr;
-    HADAL_CUDA(cudaMalloc(&device, host.size() * sizeof(T)));
-    HADAL_CUDA(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return static_cast<T*>(device);
-  }
-
   CudaContext& context_;
   const Ceilings ceilings_;
 };
@@ -139,11 +125,6 @@ class Bench {
 }  // namespace hadal::bench
 
 int main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
-  hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run();
-  return 0;
+  return hadal::bench::RunBench(
+      [] { hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run(); });
 }
