@@ -25,7 +25,9 @@ struct Product {
 };
 
 // The ways to compute a product. A function returns false, and has done nothing, where its way does
-// not exist for these operands.
+// not exist for these operands. Weights are read before the kernel waits for the one before it:
+// where a kernel has written them, another one must have waited for it and only then have let its
+// successor start.
 bool MatMulGeneral(const Product& p, CudaContext& context);   // always exists
 bool MatMulSkinny(const Product& p, CudaContext& context);    // bf16 act; meant for few rows
 bool MatMulCublas(const Product& p, CudaContext& context);    // bf16 act and weights

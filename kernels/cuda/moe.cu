@@ -11,7 +11,9 @@
 namespace hadal::cuda {
 namespace {
 
-const CudaPackedWeight& Cuda(const PackedWeight* w) { return *static_cast<const CudaPackedWeight*>(w); }
+const CudaPackedWeight& Cuda(const PackedWeight* w) {
+  return *static_cast<const CudaPackedWeight*>(w);
+}
 
 int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }

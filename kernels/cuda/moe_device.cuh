@@ -71,7 +71,8 @@ inline WeightView ViewOf(const PackedWeight* packed) {
 
 // Element k of a row of matrix i, in FP32. `row` points to the row, `scales` to its scales.
 template <typename W>
-__device__ __forceinline__ float WeightAt(const W* row, const float* scales, int k_lead, int64_t k) {
+__device__ __forceinline__ float WeightAt(const W* row, const float* scales, int k_lead,
+                                          int64_t k) {
   if constexpr (sizeof(W) == 1) {
     return ToFloat(row[k]) * __ldg(scales + (k + k_lead) / 128);
   } else {

@@ -5,8 +5,8 @@
 namespace hadal::cuda {
 
 // Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
-// own share of k through a ring of shared memory that only it reads, and the warps of a block add up
-// their sums at the end of an item (16 weight rows).
+// own share of k through a ring of shared memory that only it reads, and the warps of a block add
+// up their sums at the end of an item (16 weight rows).
 
 inline constexpr int kFewTokens = 8;
 inline constexpr int kFewRows = 64;      // (token, choice) pairs
@@ -110,8 +110,8 @@ struct FewSource {
 };
 
 template <typename W>
-__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0, int row1,
-                                                 int limit0, int limit1) {
+__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
+                                                 int row1, int limit0, int limit1) {
   FewSource<W> s;
   const int row[2] = {row0, row1}, limit[2] = {limit0, limit1};
 #pragma unroll

@@ -142,7 +142,8 @@ __device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int 
   total.at[3] += scale1 * weight.y * acc.at[3];
 }
 
-__device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums, int turn) {
+__device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums,
+                                         int turn) {
   const int at = static_cast<int>(threadIdx.x);  // sums' index: lane * 4 + (row half, column bit)
   if (at >= 128) return;
   const int lane = at / 4, row = item * 16 + lane / 4 + at % 4 / 2 * 8;

@@ -50,13 +50,23 @@ void MoeStream(const MoeParams& p, CudaContext& context) {
   const bool has_shared = p.shared.w13 != nullptr;
   bf16* hidden = context.scratch.Allocate<bf16>(int64_t{rows} * stride);
   float* out = context.scratch.Allocate<float>(int64_t{rows} * dim);
-  bf16* shared_hidden = has_shared ? context.scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride) : nullptr;
-  float* shared_out = has_shared ? context.scratch.Allocate<float>(int64_t{p.tokens} * dim) : nullptr;
+  bf16* shared_hidden =
+      has_shared ? context.scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride) : nullptr;
+  float* shared_out =
+      has_shared ? context.scratch.Allocate<float>(int64_t{p.tokens} * dim) : nullptr;
 
   StreamArgs a;
-  a.experts = {.x = static_cast<const bf16*>(p.x), .source = sorted.source, .source_div = p.top_k,
-               .x_stride = dim, .k = dim, .tiles = sorted.tiles, .num_tiles = sorted.num_tiles,
-               .n = static_cast<int>(p.width), .w = ViewOf(p.w13), .out = hidden, .out_stride = stride};
+  a.experts = {.x = static_cast<const bf16*>(p.x),
+               .source = sorted.source,
+               .source_div = p.top_k,
+               .x_stride = dim,
+               .k = dim,
+               .tiles = sorted.tiles,
+               .num_tiles = sorted.num_tiles,
+               .n = static_cast<int>(p.width),
+               .w = ViewOf(p.w13),
+               .out = hidden,
+               .out_stride = stride};
   if (has_shared) {
     a.shared = {.x = static_cast<const bf16*>(p.x), .x_stride = dim, .k = dim, .rows = p.tokens,
                 .n = static_cast<int>(p.shared.width), .w = ViewOf(p.shared.w13),

@@ -16,7 +16,7 @@ struct StreamPart {
   const RowTile* tiles = nullptr;
   const int32_t* num_tiles = nullptr;
   int rows = 0;                     // without tiles
-  int n = 0;                        // outputs: pairs of gate and up rows when gated; 0: no such part
+  int n = 0;  // outputs: pairs of gate and up rows when gated; 0: no such part
   WeightView w;
   void* out = nullptr;              // [rows, out_stride]: bf16 when gated, float otherwise
   int out_stride = 0;

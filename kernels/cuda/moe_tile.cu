@@ -32,7 +32,8 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
   DeviceScratch& scratch = context.scratch;
   bf16* hidden = scratch.Allocate<bf16>(int64_t{rows} * stride);
   bf16* out = scratch.Allocate<bf16>(int64_t{rows} * dim);
-  bf16* shared_hidden = has_shared ? scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride) : nullptr;
+  bf16* shared_hidden =
+      has_shared ? scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride) : nullptr;
   bf16* shared_out = has_shared ? scratch.Allocate<bf16>(int64_t{p.tokens} * dim) : nullptr;
 
   TileArgs a;

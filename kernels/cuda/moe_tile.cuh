@@ -10,9 +10,9 @@
 
 namespace hadal::cuda {
 
-// Grouped products of many rows per expert. A block makes 128 rows by kWeightRows weight rows of one
-// expert at a time: warpgroup 0 fetches (rows one by one, for they are gathered; weights by tensor
-// copies), warpgroups 1 and 2 multiply 64 rows each.
+// Grouped products of many rows per expert. A block makes 128 rows by kWeightRows weight rows of
+// one expert at a time: warpgroup 0 fetches (rows one by one, for they are gathered; weights by
+// tensor copies), warpgroups 1 and 2 multiply 64 rows each.
 
 inline constexpr int kTileThreads = 384;
 inline constexpr int kTileProducers = 128;
@@ -78,13 +78,14 @@ struct TileItems {
   }
 };
 
-// Shared memory: the slots, the outgoing tile, then for each slot the barriers "full" (every producer
-// thread for its rows, and one for the weights) and "empty" (every consumer warp).
+// Shared memory: the slots, the outgoing tile, then for each slot the barriers "full" (every
+// producer thread for its rows, and one for the weights) and "empty" (every consumer warp).
 template <typename Shape>
 struct TileMemory {
   uint32_t base;
 
-  __device__ explicit TileMemory(const void* memory) : base((SharedAddress(memory) + 1023) / 1024 * 1024) {}
+  __device__ explicit TileMemory(const void* memory)
+      : base((SharedAddress(memory) + 1023) / 1024 * 1024) {}
   __device__ uint32_t x(int slot) const { return base + slot * Shape::kSlotBytes; }
   __device__ uint32_t weights(int slot) const { return x(slot) + Shape::kXBytes; }
   __device__ uint32_t stage(int warp) const {
@@ -150,7 +151,8 @@ struct TileGather {
 };
 
 template <typename W, bool kGated>
-__device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<TileShape<W, kGated>>& memory) {
+__device__ __forceinline__ void Produce(const TileArgs& a,
+                                        const TileMemory<TileShape<W, kGated>>& memory) {
   using Shape = TileShape<W, kGated>;
   const TileItems<Shape> items(a);
   TileSlot slot, announced;
@@ -206,7 +208,8 @@ __device__ __forceinline__ void StoreColumns(uint32_t stage, const TilePart& p, 
   for (int j = 0; j < 16; ++j) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      if (j * 8 < columns) StoreShared4(stage + (g + 8 * h) * 256 + (j ^ g) * 16 + q * 4, pair(j, h));
+      if (j * 8 < columns)
+        StoreShared4(stage + (g + 8 * h) * 256 + (j ^ g) * 16 + q * 4, pair(j, h));
     }
   }
   __syncwarp();
@@ -216,7 +219,8 @@ __device__ __forceinline__ void StoreColumns(uint32_t stage, const TilePart& p, 
     const int r = i / per_row, chunk = i % per_row, column = column0 + chunk * 8;
     if (row0 + r >= tile.count || column >= limit) continue;
     const uint4 v = LoadShared16(stage + r * 256 + (chunk ^ r % 8) * 16);
-    *reinterpret_cast<uint4*>(p.out + static_cast<int64_t>(tile.first + row0 + r) * p.out_stride + column) = v;
+    *reinterpret_cast<uint4*>(p.out + static_cast<int64_t>(tile.first + row0 + r) * p.out_stride +
+                              column) = v;
   }
 }
 

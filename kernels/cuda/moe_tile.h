@@ -22,7 +22,7 @@ struct TilePart {
   const RowTile* tiles = nullptr;
   const int32_t* num_tiles = nullptr;
   int rows = 0;                     // without tiles
-  int n = 0;                        // outputs: pairs of gate and up rows when gated; 0: no such part
+  int n = 0;  // outputs: pairs of gate and up rows when gated; 0: no such part
   WeightView w;
   int matrices = 1;
   bf16* out = nullptr;              // [rows, out_stride]
@@ -39,7 +39,8 @@ struct TileArgs {
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
 
-// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2 bytes.
+// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2
+// bytes.
 CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows);
 
 // Moe() of many rows per expert.

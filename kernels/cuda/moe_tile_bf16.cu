@@ -28,7 +28,8 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, in
 
 // A warpgroup without rows only hands the slots on.
 template <typename Shape>
-__device__ __forceinline__ void PassItem(const TileMemory<Shape>& memory, int steps, TileSlot& slot) {
+__device__ __forceinline__ void PassItem(const TileMemory<Shape>& memory, int steps,
+                                         TileSlot& slot) {
   for (int step = 0; step < steps; ++step) {
     AwaitBarrier(memory.full(slot.index), slot.parity);
     if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
@@ -91,8 +92,9 @@ void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
   args.shared_map =
       args.shared.n == 0 ? args.experts_map : WeightMap(args.shared, DType::kBF16, kBox);
   const auto tiles = [](int n, int of) { return (n + of - 1) / of; };
-  const int64_t items = int64_t{tiles(args.shared.rows, kTileRows)} * tiles(args.shared.n, Shape::kOutputs) +
-                        int64_t{max_tiles} * tiles(args.experts.n, Shape::kOutputs);
+  const int64_t items =
+      int64_t{tiles(args.shared.rows, kTileRows)} * tiles(args.shared.n, Shape::kOutputs) +
+      int64_t{max_tiles} * tiles(args.experts.n, Shape::kOutputs);
   const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   Launch(kernel, blocks, kTileThreads, Shape::kSharedBytes, context, args);
 }

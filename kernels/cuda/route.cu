@@ -19,8 +19,8 @@ __device__ void PrefetchRow(const float* row, int64_t count) {
   }
 }
 
-// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as there
-// are experts.
+// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as
+// there are experts.
 template <typename Act, int kVec>
 __global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* logits) {
   __shared__ float partial[kDotTokens][kDotWarps];

@@ -42,30 +42,11 @@ using Weights = std::vector<std::unique_ptr<CudaPackedWeight>>;
 
 Weights MakeWeights(const Shape& s, DType dtype, const Ceilings& ceilings, CudaContext& context) {
   const int64_t bytes = s.matrices * s.n * s.k * DTypeSize(dtype);
-  const int64_t sets = std::clamp<int64_t>(5 * ceilings.l2_bytes / 2 / bytes + 1, 2, 100);
   Weights weights;
-  for (int64_t i = 0; i < sets; ++i) {
-    auto w = std::make_unique<CudaPackedWeight>();
-    w->count = s.matrices;
-    w->n = s.n;
-    w->k = s.k;
-    w->dtype = dtype;
-    w->stride = s.k;
-    w->data = RandomDevice(s.matrices * s.n * s.k, dtype, context);
-    if (dtype == DType::kF8E4M3) {
-      w->scale_rows = 128;
-      w->scale_n = (s.n + 127) / 128;
-      w->k_blocks = (s.k + 127) / 128;
-      w->scale = static_cast<float*>(
-          RandomDevice(s.matrices * w->scale_n * w->k_blocks, DType::kF32, context));
-    }
-    weights.push_back(std::move(w));
+  for (int i = ColdSets(ceilings, bytes, 100); i > 0; --i) {
+    weights.push_back(RandomWeight(s.matrices, s.n, s.k, dtype, context));
   }
   return weights;
-}
-
-void FreeScales(const Weights& weights) {
-  for (const auto& w : weights) cudaFree(const_cast<float*>(w->scale));
 }
 
 void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaContext& context) {
@@ -105,19 +86,11 @@ void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
         DTypeName(dtype).data(), m, us, bytes / us / 1e3, flops / us / 1e6,
         100 * std::max(memory_us, math_us) / us, memory_us > math_us ? "read" : "bf16 GEMM");
   }
-  FreeScales(weights);
   cudaFree(x);
   cudaFree(y);
 }
 
-}  // namespace
-
-int Main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
+void Run() {
   CudaContext& context = BenchContext(int64_t{512} << 20);
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s, L2 %lld MB\n", ceilings.card.c_str(),
@@ -126,9 +99,9 @@ int Main() {
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
     for (const Shape& shape : kShapes) BenchShape(shape, dtype, ceilings, context);
   }
-  return 0;
 }
 
+}  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+int main() { return hadal::bench::RunBench(hadal::bench::Run); }

@@ -6,13 +6,11 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/moe.h"
-#include "kernels/cuda/packed_weight.h"
 
-// Times experts and routing of the released models' shapes against what the card's memory and tensor
-// cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the cache is
-// cold.
+// Times experts and routing of the released models' shapes against what the card's memory and
+// tensor cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the
+// cache is cold.
 namespace hadal::bench {
 namespace {
 
@@ -29,32 +27,12 @@ constexpr Shape k671B = {"671B/8", 7168, 2048, 256, 256, 32, 8};
 
 using Weight = std::unique_ptr<CudaPackedWeight>;
 
-Weight MakeWeight(int count, int64_t n, int64_t k, DType dtype, CudaContext& context) {
-  auto w = std::make_unique<CudaPackedWeight>();
-  w->count = count;
-  w->n = n;
-  w->k = k;
-  w->dtype = dtype;
-  w->stride = k;
-  w->data = RandomDevice(count * n * k, dtype, context);
-  if (dtype == DType::kF8E4M3) {
-    w->scale_rows = 128;
-    w->scale_n = (n + 127) / 128;
-    w->k_blocks = (k + 127) / 128;
-    w->scale = static_cast<float*>(RandomDevice(count * w->scale_n * w->k_blocks, DType::kF32, context));
-  }
-  return w;
-}
-
 struct Layer {
   Layer(const Shape& s, DType dtype, CudaContext& c)
-      : w13(MakeWeight(s.local_experts, 2 * s.width, s.dim, dtype, c)),
-        w2(MakeWeight(s.local_experts, s.dim, s.width, dtype, c)),
-        shared13(MakeWeight(1, 2 * s.shared_width, s.dim, dtype, c)),
-        shared2(MakeWeight(1, s.dim, s.shared_width, dtype, c)) {}
-  ~Layer() {
-    for (const Weight* w : {&w13, &w2, &shared13, &shared2}) cudaFree(const_cast<float*>((*w)->scale));
-  }
+      : w13(RandomWeight(s.local_experts, 2 * s.width, s.dim, dtype, c)),
+        w2(RandomWeight(s.local_experts, s.dim, s.width, dtype, c)),
+        shared13(RandomWeight(1, 2 * s.shared_width, s.dim, dtype, c)),
+        shared2(RandomWeight(1, s.dim, s.shared_width, dtype, c)) {}
   Weight w13, w2, shared13, shared2;
 };
 
@@ -79,12 +57,10 @@ struct Choices {
       }
       experts += static_cast<double>(std::count(touched.begin(), touched.end(), true)) / sets;
     }
-    HADAL_CUDA(cudaMalloc(&ids, host.size() * 4));
-    HADAL_CUDA(cudaMemcpy(ids, host.data(), host.size() * 4, cudaMemcpyHostToDevice));
+    ids = Upload(host);
     std::vector<int32_t> index(static_cast<size_t>(s.experts), -1);
     std::iota(index.begin(), index.begin() + s.local_experts, 0);
-    HADAL_CUDA(cudaMalloc(&local, index.size() * 4));
-    HADAL_CUDA(cudaMemcpy(local, index.data(), index.size() * 4, cudaMemcpyHostToDevice));
+    local = Upload(index);
   }
   ~Choices() {
     cudaFree(ids);
@@ -118,13 +94,16 @@ void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Lay
         MedianMicros(calls, [&](int i) { cuda::RunMoe(params(i), path, context); }, context);
     const double elements = 3.0 * s.dim * (choices.experts * s.width + s.shared_width);
     const double bytes = elements * DTypeSize(dtype);
-    const double flops = 6.0 * s.dim * (choices.rows * s.width + double{1} * tokens * s.shared_width);
+    const double flops =
+        6.0 * s.dim * (choices.rows * s.width + double{1} * tokens * s.shared_width);
     const double memory_us = bytes / ceilings.read_gbs / 1e3;
     const double math_us = flops / ceilings.bf16_tflops / 1e6;
-    std::printf("%-7s %-7s %-7s tokens %5d, %4.0f experts: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of %s\n",
-                s.what, DTypeName(dtype).data(), path_name, tokens, choices.experts, us,
-                bytes / us / 1e3, flops / us / 1e6, 100 * std::max(memory_us, math_us) / us,
-                memory_us > math_us ? "read" : "bf16 GEMM");
+    std::printf(
+        "%-7s %-7s %-7s tokens %5d, %4.0f experts: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of "
+        "%s\n",
+        s.what, DTypeName(dtype).data(), path_name, tokens, choices.experts, us, bytes / us / 1e3,
+        flops / us / 1e6, 100 * std::max(memory_us, math_us) / us,
+        memory_us > math_us ? "read" : "bf16 GEMM");
     std::fflush(stdout);
   }
   cudaFree(x);
@@ -157,11 +136,13 @@ void BenchRoute(const Shape& s, int tokens, bool sigmoid, const Ceilings& ceilin
       },
       context);
   const double bytes = 4.0 * s.experts * s.dim + 2.0 * tokens * s.dim;
-  std::printf("%-7s route           tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
-              s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
-              100 * bytes / us / 1e3 / ceilings.read_gbs);
+  std::printf(
+      "%-7s route           tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
+      s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
+      100 * bytes / us / 1e3 / ceilings.read_gbs);
   for (float* gate : gates) cudaFree(gate);
-  for (void* p : {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
+  for (void* p :
+       {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
     cudaFree(p);
   }
 }
@@ -180,26 +161,19 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   }
 }
 
-}  // namespace
-
-int Main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
+void Run() {
   CudaContext& context = BenchContext(int64_t{3} << 30);
   const Ceilings ceilings = MeasureCeilings(context);
-  std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(), ceilings.read_gbs,
-              ceilings.bf16_tflops);
+  std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
+              ceilings.read_gbs, ceilings.bf16_tflops);
   for (const int tokens : {1, 8, 64, 256, 8192}) BenchRoute(k16B, tokens, false, ceilings, context);
   for (const int tokens : {1, 64, 8192}) BenchRoute(k671B, tokens, true, ceilings, context);
   BenchModel(k16B, DType::kBF16, ceilings, context);
   BenchModel(k16B, DType::kF8E4M3, ceilings, context);
   BenchModel(k671B, DType::kF8E4M3, ceilings, context);
-  return 0;
 }
 
+}  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+int main() { return hadal::bench::RunBench(hadal::bench::Run); }

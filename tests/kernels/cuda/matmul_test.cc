@@ -70,7 +70,7 @@ void CheckProduct(const ProductShape& shape, DeviceFixture& device, std::mt19937
                   static_cast<long long>(shape.weight.k), DTypeName(shape.weight.dtype).data(),
                   error, bound, trouble.c_str());
       testing::PrintMismatches(y, path.quantises ? quantised : exact,
-                               shape.matrices * shape.weight.n);
+                               shape.matrices * shape.weight.n, 5 * bound);
     }
     CHECK(good);
   }

@@ -6,7 +6,8 @@
 #include <numeric>
 #include <optional>
 
-#include "tests/kernels/cuda/device_case.h"
+#include "tests/kernels/cuda/compare.h"
+#include "tests/kernels/cuda/device_weight.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -48,15 +49,16 @@ struct MoeCase {
       : s(shape),
         w13(rng, s.local_experts, 2 * s.width, s.dim, s.weight, {s.scale_rows, 0}),
         w2(rng, s.local_experts, s.dim, s.width, s.weight, {s.scale_rows, 0}) {
-    x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
-    x_device = std::make_unique<DeviceArray>(Encode(x, s.act));
+    x = RandomFloats(s.tokens * s.dim, rng);
+    x_device = std::make_unique<GuardedBuffer>(ToAct(x, s.act));
     ids = RandomIds(rng, s);
-    weights = Normal(rng, ids.size(), 0.5f);
+    weights = RandomFloats(static_cast<int64_t>(ids.size()), rng, 0.5f);
     std::vector<int32_t> order(static_cast<size_t>(s.experts));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), rng);
     local.assign(static_cast<size_t>(s.experts), -1);
-    for (int i = 0; i < s.local_experts; ++i) local[static_cast<size_t>(order[static_cast<size_t>(i)])] = i;
+    for (int i = 0; i < s.local_experts; ++i)
+      local[static_cast<size_t>(order[static_cast<size_t>(i)])] = i;
     if (s.shared_width > 0) {
       shared13.emplace(rng, 1, 2 * s.shared_width, s.dim, s.weight,
                        RandomDeviceWeight::Options{s.scale_rows, 0});
@@ -80,7 +82,8 @@ struct MoeCase {
     }
     for (int64_t r = 0; r < s.dim; ++r) {
       double sum = 0;
-      for (int64_t i = 0; i < width; ++i) sum += w2_values[r * width + i] * hidden[static_cast<size_t>(i)];
+      for (int64_t i = 0; i < width; ++i)
+        sum += w2_values[r * width + i] * hidden[static_cast<size_t>(i)];
       out[static_cast<size_t>(t * s.dim + r)] += factor * sum;
     }
   }
@@ -108,40 +111,39 @@ struct MoeCase {
   // Checks one path against `reference`; whether it was run.
   bool Check(MoePath path, const char* path_name, const std::vector<double>& reference) {
     DeviceFixture fixture(s.act, ScratchBytes());
-    const DeviceArray ids_device(ids), weights_device(weights), local_device(local);
-    DeviceArray out(x.size() * static_cast<size_t>(DTypeSize(s.act)));
-    MoeParams p{.x = x_device->as<void>(), .ids = ids_device.as<int32_t>(),
+    const GuardedBuffer ids_device(ids), weights_device(weights), local_device(local);
+    GuardedBuffer out(static_cast<int64_t>(x.size()) * DTypeSize(s.act));
+    MoeParams p{.x = x_device->data(), .ids = ids_device.as<int32_t>(),
                 .weights = weights_device.as<float>(), .local_index = local_device.as<int32_t>(),
-                .w13 = &w13.weight, .w2 = &w2.weight, .out = out.as<void>(), .tokens = s.tokens,
+                .w13 = &w13.weight, .w2 = &w2.weight, .out = out.data(), .tokens = s.tokens,
                 .top_k = s.top_k, .experts = s.experts, .dim = s.dim, .width = s.width};
-    if (shared13) p.shared = {.w13 = &shared13->weight, .w2 = &shared2->weight, .width = s.shared_width};
+    if (shared13)
+      p.shared = {.w13 = &shared13->weight, .w2 = &shared2->weight, .width = s.shared_width};
     if (!cuda::MoePathFits(p, path, fixture.context)) return false;
     std::vector<float> first;
     bool same = true;
     for (int run = 0; run < 2; ++run) {  // twice: the order of sums is fixed
-      HADAL_CUDA(cudaMemset(out.as<void>(), 0xff, x.size() * static_cast<size_t>(DTypeSize(s.act))));
-      HADAL_CUDA(cudaDeviceSynchronize());
+      out.Poison();
       cuda::RunMoe(p, path, fixture.context);
-      fixture.Finish();
-      const std::vector<float> got = Decode(out, s.act);
+      CHECK(fixture.Finished());
+      const std::vector<float> got = DownloadFloats(out, s.act);
       if (run == 1) same = std::memcmp(first.data(), got.data(), got.size() * sizeof(float)) == 0;
       first = got;
     }
     const double error = RelativeError(first, reference);
     const double limit = Limit(path);
-    std::printf("moe %-28s %-8s tokens %4d error %.2e (limit %.0e)%s\n", s.name, path_name, s.tokens,
-                error, limit, error < limit ? "" : "  WRONG");
+    std::printf("moe %-28s %-8s tokens %4d error %.2e (limit %.0e)%s\n", s.name, path_name,
+                s.tokens, error, limit, error < limit ? "" : "  WRONG");
     if (!(error < limit)) PrintMismatches(first, reference, s.dim, limit * 5);
     std::fflush(stdout);
     CHECK(error < limit);
     CHECK(same);
     CHECK(out.GuardIntact());
-    CHECK(fixture.ScratchGuardIntact());
     return true;
   }
 
-  // bf16: rounding of the hidden values and of the output, each 2^-9 at most, about a third of it in
-  // the mean; more where hidden values are quantised.
+  // bf16: rounding of the hidden values and of the output, each 2^-9 at most, about a third of it
+  // in the mean; more where hidden values are quantised.
   double Limit(MoePath) const { return s.act == DType::kF32 ? 1e-5 : 6e-3; }
 
   MoeShape s;
@@ -149,7 +151,7 @@ struct MoeCase {
   std::optional<RandomDeviceWeight> shared13, shared2;
   std::vector<float> x, weights;
   std::vector<int32_t> ids, local;
-  std::unique_ptr<DeviceArray> x_device;
+  std::unique_ptr<GuardedBuffer> x_device;
 };
 
 void CheckAllPaths(std::mt19937_64& rng, const MoeShape& shape) {
@@ -167,7 +169,7 @@ constexpr DType kF8 = DType::kF8E4M3;
 constexpr DType kF32 = DType::kF32;
 
 void CheckShapes(std::initializer_list<MoeShape> shapes) {
-  if (!HasDevice()) return;
+  if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const MoeShape& shape : shapes) CheckAllPaths(rng, shape);
 }
@@ -222,37 +224,47 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
   });
 }
 
-TEST_CASE("cuda add rows: sums in FP32, skipped rows") {
-  if (!HasDevice()) return;
+void CheckAddRows(DType act, int64_t dim, bool accumulate, std::mt19937_64& rng) {
+  constexpr int kTokens = 37, kWidth = 3, kRows = 50;
+  std::vector<float> rows = RandomFloats(kRows * dim, rng), out = RandomFloats(kTokens * dim, rng);
+  std::vector<int32_t> row_of(kTokens * kWidth);
+  for (int32_t& r : row_of) r = std::max(static_cast<int32_t>(rng() % (kRows + 10)) - 10, -1);
+  std::fill_n(row_of.begin() + 5 * kWidth, kWidth, -1);  // a token of no rows
+  DeviceFixture fixture(act, 1024);
+  const GuardedBuffer rows_device(ToAct(rows, act)), row_of_device(row_of);
+  const GuardedBuffer out_device(ToAct(out, act));
+  if (!accumulate) out_device.Poison();
+  std::vector<double> reference(out.size());
+  if (accumulate) reference.assign(out.begin(), out.end());
+  for (int64_t i = 0; i < int64_t{kTokens} * kWidth; ++i) {
+    const int32_t r = row_of[static_cast<size_t>(i)];
+    for (int64_t c = 0; r >= 0 && c < dim; ++c) {
+      reference[static_cast<size_t>(i / kWidth * dim + c)] +=
+          rows[static_cast<size_t>(r * dim + c)];
+    }
+  }
+  cuda::AddRows({.rows = rows_device.data(),
+                 .row_of = row_of_device.as<int32_t>(),
+                 .out = out_device.data(),
+                 .accumulate = accumulate,
+                 .tokens = kTokens,
+                 .width = kWidth,
+                 .dim = dim},
+                fixture.context);
+  CHECK(fixture.Finished());
+  const double error = RelativeError(DownloadFloats(out_device, act), reference);
+  std::printf("add rows dim %lld%s error %.2e\n", static_cast<long long>(dim),
+              accumulate ? ", accumulated" : "", error);
+  CHECK(error < (act == DType::kF32 ? 1e-6 : 4e-3));
+  CHECK(out_device.GuardIntact());
+}
+
+TEST_CASE("cuda add rows: sums in FP32, skipped rows, onto what is there or over it") {
+  if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const int64_t dim : {33, 256}) {
-      constexpr int kTokens = 37, kWidth = 3, kRows = 50;
-      DeviceFixture fixture(act, 1024);
-      std::vector<float> rows = Normal(rng, static_cast<size_t>(kRows * dim), 1.0f);
-      std::vector<float> out = Normal(rng, static_cast<size_t>(kTokens * dim), 1.0f);
-      std::vector<int32_t> row_of(kTokens * kWidth);
-      for (int32_t& r : row_of) r = static_cast<int32_t>(rng() % (kRows + 10)) - 10;
-      for (int32_t& r : row_of) r = std::max(r, -1);
-      const DeviceArray rows_device(Encode(rows, act)), row_of_device(row_of);
-      DeviceArray out_device(Encode(out, act));
-      std::vector<double> reference(out.begin(), out.end());
-      for (int t = 0; t < kTokens; ++t) {
-        for (int j = 0; j < kWidth; ++j) {
-          const int32_t r = row_of[static_cast<size_t>(t * kWidth + j)];
-          for (int64_t i = 0; r >= 0 && i < dim; ++i) {
-            reference[static_cast<size_t>(t * dim + i)] += rows[static_cast<size_t>(r * dim + i)];
-          }
-        }
-      }
-      cuda::AddRows({.rows = rows_device.as<void>(), .row_of = row_of_device.as<int32_t>(),
-                     .out = out_device.as<void>(), .tokens = kTokens, .width = kWidth, .dim = dim},
-                    fixture.context);
-      fixture.Finish();
-      const double error = RelativeError(Decode(out_device, act), reference);
-      std::printf("add rows dim %lld error %.2e\n", static_cast<long long>(dim), error);
-      CHECK(error < (act == DType::kF32 ? 1e-6 : 4e-3));
-      CHECK(out_device.GuardIntact());
+      for (const bool accumulate : {false, true}) CheckAddRows(act, dim, accumulate, rng);
     }
   }
 }
