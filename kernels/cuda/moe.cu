@@ -7,6 +7,7 @@
 #include "kernels/cuda/moe_few.h"
 #include "kernels/cuda/moe_stream.h"
 #include "kernels/cuda/moe_tile.h"
+#include "kernels/cuda/route.h"
 
 namespace hadal::cuda {
 namespace {
@@ -114,7 +115,6 @@ void Moe(const MoeParams& p, CudaContext& context) { RunMoe(p, MoePath::kAuto, c
 
 int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
   const auto aligned = [](int64_t bytes) { return DeviceScratch::Aligned(bytes); };
-  const int64_t route = aligned(int64_t{limits.tokens} * limits.experts * 4);
   const int64_t tokens = std::min<int64_t>(limits.moe_tokens, kChunkTokens);
   const int64_t rows = tokens * limits.top_k;
   const int64_t chunk = SortRowsBytes(rows, limits.local_experts, kGeneralTileRows) +
@@ -123,7 +123,7 @@ int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
                         aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
                         aligned(tokens * limits.dim * 4);
   const int64_t moe = act == DType::kBF16 ? std::max(chunk, MoeTileBytes(limits)) : chunk;
-  return limits.experts == 0 ? 0 : std::max(route, moe);
+  return limits.experts == 0 ? 0 : std::max(RouteScratchBytes(limits), moe);
 }
 
 }  // namespace hadal::cuda
