@@ -13,6 +13,7 @@ set(CMAKE_CXX_FLAGS_RELWITHDEBINFO "-O2 -g1")
 find_program(HADAL_CCACHE ccache)
 if(HADAL_CCACHE)
   set(CMAKE_CXX_COMPILER_LAUNCHER ${HADAL_CCACHE})
+  set(CMAKE_CUDA_COMPILER_LAUNCHER ${HADAL_CCACHE})
 endif()
 
 add_library(hadal_compile_options INTERFACE)

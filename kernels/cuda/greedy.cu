@@ -9,7 +9,7 @@ namespace {
 constexpr int kCtasPerSm = 4;
 
 template <int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kRowThreads, kCtasPerSm)
+__global__ void HADAL_ROW_CTAS(kCtas) __launch_bounds__(kRowThreads, kCtasPerSm)
     GreedyKernel(SampleParams p) {
   using Group = RowGroup<kCtas>;
   __shared__ ReduceSpace space;
@@ -28,7 +28,7 @@ __global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kRowThreads, kCt
 }
 
 template <int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kRowThreads, kCtasPerSm)
+__global__ void HADAL_ROW_CTAS(kCtas) __launch_bounds__(kRowThreads, kCtasPerSm)
     TokenLogprobKernel(TokenLogprobParams p) {
   using Group = RowGroup<kCtas>;
   __shared__ ReduceSpace space;

@@ -5,9 +5,15 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/cuda_context.h"
 
+// Before Hopper a kernel starts when the one before it has ended, and has nothing to wait for.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define cudaGridDependencySynchronize() static_cast<void>(0)
+#define cudaTriggerProgrammaticLaunchCompletion() static_cast<void>(0)
+#endif
+
 namespace hadal {
 
-// Launches on context.stream so that the kernel may start while the one before it still runs.
+// Launches on context.stream; on Hopper so that the kernel may start while the one before it runs.
 // REQUIRES: the kernel calls cudaGridDependencySynchronize() before it touches anything that an
 // earlier kernel writes, and before it writes anything that an earlier kernel may still read.
 template <typename... K, typename... A>
@@ -22,7 +28,7 @@ void Launch(void (*kernel)(K...), dim3 grid, dim3 block, size_t shared_bytes,
   config.dynamicSmemBytes = shared_bytes;
   config.stream = context.stream;
   config.attrs = &attribute;
-  config.numAttrs = 1;
+  config.numAttrs = context.arch >= 90 ? 1 : 0;
   HADAL_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<K>(args)...));
 }
 

@@ -13,6 +13,13 @@ namespace hadal::cuda {
 inline constexpr int kRowThreads = 512;
 inline constexpr int kRowWarps = kRowThreads / 32;
 
+// Marks a kernel whose rows have this many CTAs each.
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+#define HADAL_ROW_CTAS(ctas)
+#else
+#define HADAL_ROW_CTAS(ctas) __cluster_dims__(ctas, 1, 1)
+#endif
+
 // The CTAs that work on one row of logits: a cluster, which reads each other's shared memory; before
 // Hopper one CTA. Grid: [rows * kCtas].
 template <int kCtas>

@@ -58,7 +58,7 @@ __device__ void WriteTop(KeptTokens tokens, int count, float log_sum_exp, TokenL
 }
 
 template <int kCtas>
-__global__ void __cluster_dims__(kCtas, 1, 1) __launch_bounds__(kRowThreads, kCtasPerSm)
+__global__ void HADAL_ROW_CTAS(kCtas) __launch_bounds__(kRowThreads, kCtasPerSm)
     SampleKernel(SampleParams p) {
   using Group = RowGroup<kCtas>;
   __shared__ Shared shared;

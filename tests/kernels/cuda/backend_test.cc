@@ -15,7 +15,75 @@ TEST_CASE("a device that does not exist, or a type that none has, is refused wit
   std::printf("%s\n", missing.status().message().c_str());
 }
 
-TEST_CASE("ops through the backend: a step of embedding, norm, greedy draw, its token in a slot") {
+// Two sequences that walk through a random table of successors: row i of the embedding has its
+// largest element at next[i], so that a greedy draw of the normed row is next[i].
+class Walk {
+ public:
+  static constexpr int64_t kVocab = 300;
+
+  Walk(Backend& backend, std::mt19937_64& rng)
+      : backend_(backend), next_(kVocab), current_{17, 230}, x_(backend.Allocate(2 * kVocab * 4)),
+        out_(backend.Allocate(2 * sizeof(SampledToken))),
+        host_(backend.AllocateHost(2 * sizeof(SampledToken))) {
+    std::normal_distribution<float> normal;
+    std::vector<float> table(kVocab * kVocab);
+    for (float& v : table) v = normal(rng);
+    for (size_t i = 0; i < next_.size(); ++i) {
+      next_[i] = static_cast<int32_t>(rng() % kVocab);
+      table[i * kVocab + static_cast<size_t>(next_[i])] = 50;
+    }
+    table_ = Upload(table);
+    ones_ = Upload(std::vector<float>(kVocab, 1.0f));
+    ids_ = Upload(std::vector<int32_t>{-1, -2});
+    slots_ = Upload(std::vector<int32_t>{0, 1});
+    positions_ = Upload(std::vector<int32_t>{1, 1});
+    last_ = Upload(current_);
+    sampling_ = Upload(std::vector<SamplingParams>(2));
+  }
+
+  // Whether both sequences went where they had to.
+  bool Step(uint64_t key) {
+    backend_.Replay(key, [this] { RunOps(); });
+    const uint64_t ticket = backend_.StartCopyToHost(host_->data, out_->data, host_->bytes);
+    backend_.Await(ticket);
+    for (size_t i = 0; i < 2; ++i) {
+      current_[i] = next_[static_cast<size_t>(current_[i])];
+      if (host_->as<SampledToken>()[i].token != current_[i]) return false;
+    }
+    return true;
+  }
+
+ private:
+  template <typename T>
+  std::unique_ptr<DeviceBuffer> Upload(const std::vector<T>& host) {
+    auto buffer = backend_.Allocate(static_cast<int64_t>(host.size() * sizeof(T)));
+    backend_.CopyToDevice(buffer->data, host.data(), buffer->bytes);
+    return buffer;
+  }
+
+  void RunOps() {
+    backend_.Embed({.ids = ids_->as<int32_t>(), .last_tokens = last_->as<int32_t>(), .tokens = 2,
+                    .table = table_->data, .table_dtype = DType::kF32,
+                    .vocab_end = static_cast<int32_t>(kVocab), .dim = kVocab, .out = x_->data});
+    backend_.RmsNorm({.residual = x_->data, .weight = ones_->as<float>(), .out = x_->data,
+                      .tokens = 2, .dim = kVocab, .x_stride = kVocab, .out_stride = kVocab});
+    backend_.Sample({.logits = x_->as<float>(), .rows = 2, .vocab = kVocab, .vocab_limit = kVocab,
+                     .sampling = sampling_->as<SamplingParams>(),
+                     .positions = positions_->as<int32_t>(), .out = out_->as<SampledToken>(),
+                     .all_greedy = true});
+    backend_.StoreTokens({.tokens = out_->as<SampledToken>(), .slots = slots_->as<int32_t>(),
+                          .last_tokens = last_->as<int32_t>(), .rows = 2});
+  }
+
+  Backend& backend_;
+  std::vector<int32_t> next_;
+  std::vector<int32_t> current_;
+  std::unique_ptr<DeviceBuffer> x_, out_;
+  std::unique_ptr<HostBuffer> host_;
+  std::unique_ptr<DeviceBuffer> table_, ones_, ids_, slots_, positions_, last_, sampling_;
+};
+
+TEST_CASE("steps through the backend, replayed and not: embedding, norm, draw, its token in a slot") {
   if (CudaDeviceCount() == 0) {
     std::printf("skipped: no CUDA device\n");
     return;
@@ -26,56 +94,15 @@ TEST_CASE("ops through the backend: a step of embedding, norm, greedy draw, its 
   Backend& backend = **made;
   std::printf("%s, %lld bytes free\n", backend.name().c_str(),
               static_cast<long long>(backend.AvailableBytes(1)));
-  const int64_t vocab = 300;
-  const OpLimits limits{.tokens = 8, .logit_rows = 8, .dim = vocab, .vocab = vocab};
+  const OpLimits limits{.tokens = 8, .logit_rows = 8, .dim = Walk::kVocab, .vocab = Walk::kVocab};
   CHECK(backend.ScratchBytes(limits) > 0);
   backend.Reserve(limits);
-
-  // Row i of the table has its largest element at next[i].
-  std::vector<int32_t> next(vocab);
-  std::vector<float> table(vocab * vocab);
-  std::normal_distribution<float> normal;
-  for (float& v : table) v = normal(rng);
-  for (size_t i = 0; i < next.size(); ++i) {
-    next[i] = static_cast<int32_t>(rng() % vocab);
-    table[i * vocab + static_cast<size_t>(next[i])] = 50;
-  }
-  const auto upload = [&](const void* data, size_t bytes) {
-    auto buffer = backend.Allocate(static_cast<int64_t>(bytes));
-    backend.CopyToDevice(buffer->data, data, buffer->bytes);
-    return buffer;
-  };
-  const std::vector<float> ones(vocab, 1.0f);
-  const std::vector<int32_t> ids{-1, -2}, slots{0, 1}, positions{1, 1}, first{17, 230};
-  const std::vector<SamplingParams> greedy(2);
-  const auto d_table = upload(table.data(), table.size() * 4), d_ones = upload(ones.data(), vocab * 4);
-  const auto d_ids = upload(ids.data(), 8), d_slots = upload(slots.data(), 8);
-  const auto d_positions = upload(positions.data(), 8), d_last = upload(first.data(), 8);
-  const auto d_sampling = upload(greedy.data(), 2 * sizeof(SamplingParams));
-  const auto x = backend.Allocate(2 * vocab * 4), out = backend.Allocate(2 * sizeof(SampledToken));
-  const auto host = backend.AllocateHost(2 * sizeof(SampledToken));
-  std::vector<int32_t> expected = first;
+  Walk walk(backend, rng);
   for (int step = 0; step < 40; ++step) {
-    backend.Replay(step % 4 == 0 ? 0 : 5, [&] {
-      backend.Embed({.ids = d_ids->as<int32_t>(), .last_tokens = d_last->as<int32_t>(), .tokens = 2,
-                     .table = d_table->data, .table_dtype = DType::kF32,
-                     .vocab_end = static_cast<int32_t>(vocab), .dim = vocab, .out = x->data});
-      backend.RmsNorm({.residual = x->data, .weight = d_ones->as<float>(), .out = x->data,
-                       .tokens = 2, .dim = vocab, .x_stride = vocab, .out_stride = vocab});
-      backend.Sample({.logits = x->as<float>(), .rows = 2, .vocab = vocab, .vocab_limit = vocab,
-                      .sampling = d_sampling->as<SamplingParams>(),
-                      .positions = d_positions->as<int32_t>(), .out = out->as<SampledToken>(),
-                      .all_greedy = true});
-      backend.StoreTokens({.tokens = out->as<SampledToken>(), .slots = d_slots->as<int32_t>(),
-                           .last_tokens = d_last->as<int32_t>(), .rows = 2});
-    });
-    const uint64_t ticket = backend.StartCopyToHost(host->data, out->data, host->bytes);
-    backend.Await(ticket);
-    for (size_t i = 0; i < 2; ++i) {
-      expected[i] = next[static_cast<size_t>(expected[i])];
-      REQUIRE(host->as<SampledToken>()[i].token == expected[i]);
-    }
+    CAPTURE(step);
+    REQUIRE(walk.Step(step % 4 == 0 ? 0 : 5));
   }
+  backend.Synchronize();
 }
 
 }  // namespace

@@ -30,6 +30,17 @@ double HalfStep(double v) {
   return std::ldexp(1.0, std::max(exponent - 1, -6) - 4);
 }
 
+// What columns [begin, end) of a row are before they are rounded.
+std::vector<double> Expected(const Case& c, const float* row, int64_t begin, int64_t end) {
+  std::vector<double> values;
+  for (int64_t j = begin; j < end; ++j) {
+    double v = row[j];
+    if (c.silu_mul) v = v / (1 + std::exp(-v)) * row[c.columns + j];
+    values.push_back(v);
+  }
+  return values;
+}
+
 void CheckQuantise(const Case& c, DeviceFixture& device, std::mt19937_64& rng) {
   CAPTURE(c.source_rows, c.columns, c.row_of.size(), c.row_count, c.silu_mul);
   const int64_t width = c.silu_mul ? 2 * c.columns : c.columns, x_stride = width + 8;
@@ -70,18 +81,11 @@ void CheckQuantise(const Case& c, DeviceFixture& device, std::mt19937_64& rng) {
         continue;
       }
       const int64_t end = std::min(c.columns, b * 128 + 128);
-      std::vector<double> expected;
+      const std::vector<double> expected =
+          from < 0 ? std::vector<double>(static_cast<size_t>(end - b * 128))
+                   : Expected(c, &x[static_cast<size_t>(from * x_stride)], b * 128, end);
       double amax = 1e-4;
-      for (int64_t j = b * 128; j < end; ++j) {
-        double v = 0;
-        if (from >= 0) {
-          const float* row = &x[static_cast<size_t>(from * x_stride)];
-          v = row[j];
-          if (c.silu_mul) v = v / (1 + std::exp(-v)) * row[c.columns + j];
-        }
-        expected.push_back(v);
-        amax = std::max(amax, std::fabs(v));
-      }
+      for (const double v : expected) amax = std::max(amax, std::fabs(v));
       wrong += !(std::fabs(s - amax / 448) < 1e-5 * amax / 448);
       for (int64_t j = b * 128; j < end; ++j) {
         const double v = expected[static_cast<size_t>(j - b * 128)] / s;
