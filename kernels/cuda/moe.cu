@@ -7,6 +7,7 @@
 #include "kernels/cuda/moe_few.h"
 #include "kernels/cuda/moe_stream.h"
 #include "kernels/cuda/moe_tile.h"
+#include "kernels/cuda/route.h"
 
 namespace hadal::cuda {
 namespace {
@@ -69,6 +70,9 @@ bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
   }
 }
 
+// The paths that keep outputs of rows in FP32 take so many tokens at a time.
+constexpr int kChunkTokens = 1024;
+
 // Where experts have so many rows in the mean, weights are no longer what takes time.
 constexpr int64_t kManyRows = 48;
 
@@ -82,9 +86,7 @@ MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
   return MoePath::kGeneral;
 }
 
-void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
-  if (p.tokens == 0) return;
-  if (path == MoePath::kAuto) path = ChoosePath(p, context);
+void RunPath(const MoeParams& p, MoePath path, CudaContext& context) {
   switch (path) {
     case MoePath::kFew: return MoeFew(p, context);
     case MoePath::kStream: return MoeStream(p, context);
@@ -93,18 +95,35 @@ void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
   }
 }
 
+void RunMoe(const MoeParams& p, MoePath path, CudaContext& context) {
+  if (p.tokens == 0) return;
+  if (path == MoePath::kAuto) path = ChoosePath(p, context);
+  if (path == MoePath::kTile) return RunPath(p, path, context);
+  const int64_t row_bytes = p.dim * DTypeSize(context.act);
+  for (int first = 0; first < p.tokens; first += kChunkTokens) {
+    MoeParams chunk = p;
+    chunk.tokens = std::min(kChunkTokens, p.tokens - first);
+    chunk.x = static_cast<const char*>(p.x) + first * row_bytes;
+    chunk.out = static_cast<char*>(p.out) + first * row_bytes;
+    chunk.ids = p.ids + int64_t{first} * p.top_k;
+    chunk.weights = p.weights + int64_t{first} * p.top_k;
+    RunPath(chunk, path, context);
+  }
+}
+
 void Moe(const MoeParams& p, CudaContext& context) { RunMoe(p, MoePath::kAuto, context); }
 
 int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
   const auto aligned = [](int64_t bytes) { return DeviceScratch::Aligned(bytes); };
-  const int64_t route = aligned(int64_t{limits.tokens} * limits.experts * 4);
-  const int64_t tokens = limits.moe_tokens, rows = tokens * limits.top_k;
-  const int64_t moe = SortRowsBytes(rows, limits.local_experts, 8) +
-                      aligned(rows * RoundUp16(limits.moe_width) * DTypeSize(act)) +
-                      aligned(rows * limits.dim * 4) +
-                      aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
-                      aligned(tokens * limits.dim * 4);
-  return limits.experts == 0 ? 0 : std::max(route, moe);
+  const int64_t tokens = std::min<int64_t>(limits.moe_tokens, kChunkTokens);
+  const int64_t rows = tokens * limits.top_k;
+  const int64_t chunk = SortRowsBytes(rows, limits.local_experts, kGeneralTileRows) +
+                        aligned(rows * RoundUp16(limits.moe_width) * DTypeSize(act)) +
+                        aligned(rows * limits.dim * 4) +
+                        aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
+                        aligned(tokens * limits.dim * 4);
+  const int64_t moe = act == DType::kBF16 ? std::max(chunk, MoeTileBytes(limits)) : chunk;
+  return limits.experts == 0 ? 0 : std::max(RouteScratchBytes(limits), moe);
 }
 
 }  // namespace hadal::cuda

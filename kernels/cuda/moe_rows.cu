@@ -93,6 +93,7 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
     if (threadIdx.x == 0) {
       first[experts] = totals.x;
       first_tile[experts] = totals.y;
+      *a.out.num_rows = totals.x;
       *a.out.num_tiles = totals.y;
     }
   }
@@ -152,7 +153,8 @@ MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context)
   rows.source = context.scratch.Allocate<int32_t>(choices.rows);
   rows.row_of = context.scratch.Allocate<int32_t>(choices.rows);
   rows.tiles = context.scratch.Allocate<RowTile>(rows.max_tiles);
-  rows.num_tiles = context.scratch.Allocate<int32_t>(1);
+  rows.num_tiles = context.scratch.Allocate<int32_t>(2);
+  rows.num_rows = rows.num_tiles + 1;
   const int64_t bytes =
       ((kWarps + 2) * int64_t{choices.local_experts} + 2 + choices.experts) * int64_t{sizeof(int)};
   static const bool once = [] {
@@ -166,7 +168,7 @@ MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context)
 }
 
 int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows) {
-  return 2 * DeviceScratch::Aligned(rows * 4) + DeviceScratch::Aligned(4) +
+  return 2 * DeviceScratch::Aligned(rows * 4) + DeviceScratch::Aligned(8) +
          DeviceScratch::Aligned(MaxTiles(rows, local_experts, tile_rows) *
                                 static_cast<int64_t>(sizeof(RowTile)));
 }

@@ -38,6 +38,8 @@ struct TileArgs {
 
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
+// REQUIRES: scale blocks of 128 rows, w.k_lead 0, n and k multiples of 64 and 16.
+void LaunchTileFp8(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
 
 // Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2 bytes.
 CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows);
@@ -45,5 +47,6 @@ CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows);
 // Moe() of many rows per expert.
 bool MoeTileFits(const MoeParams& p, const CudaContext& context);
 void MoeTile(const MoeParams& p, CudaContext& context);
+int64_t MoeTileBytes(const OpLimits& limits);
 
 }  // namespace hadal::cuda
