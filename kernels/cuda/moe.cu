@@ -1,8 +1,7 @@
-#include "kernels/cuda/moe.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/grouped_general.h"
+#include "kernels/cuda/moe.h"
 #include "kernels/cuda/moe_combine.h"
 #include "kernels/cuda/moe_few.h"
 #include "kernels/cuda/moe_stream.h"
@@ -12,7 +11,9 @@
 namespace hadal::cuda {
 namespace {
 
-const CudaPackedWeight& Cuda(const PackedWeight* w) { return *static_cast<const CudaPackedWeight*>(w); }
+const CudaPackedWeight& Cuda(const PackedWeight* w) {
+  return *static_cast<const CudaPackedWeight*>(w);
+}
 
 int64_t RoundUp16(int64_t n) { return (n + 15) / 16 * 16; }
 int CeilDiv(int a, int b) { return (a + b - 1) / b; }
@@ -21,9 +22,15 @@ int CeilDiv(int a, int b) { return (a + b - 1) / b; }
 float* SharedGeneral(const MoeParams& p, CudaContext& context) {
   char* hidden = context.scratch.Allocate<char>(p.tokens * p.shared.width * DTypeSize(context.act));
   float* out = context.scratch.Allocate<float>(p.tokens * p.dim);
-  GroupedArgs a{.x = p.x, .x_stride = p.dim, .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
-                .rows = p.tokens, .w = ViewOf(p.shared.w13), .n = p.shared.width, .k = p.dim,
-                .out = hidden, .out_stride = p.shared.width};
+  GroupedArgs a{.x = p.x,
+                .x_stride = p.dim,
+                .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
+                .rows = p.tokens,
+                .w = ViewOf(p.shared.w13),
+                .n = p.shared.width,
+                .k = p.dim,
+                .out = hidden,
+                .out_stride = p.shared.width};
   GroupedGeneral(a, p.shared.w13->dtype, true, context);
   a.x = hidden;
   a.x_stride = a.k = p.shared.width;
@@ -41,10 +48,18 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
                                   kGeneralTileRows, context);
   char* hidden = context.scratch.Allocate<char>(rows * p.width * DTypeSize(context.act));
   float* out = context.scratch.Allocate<float>(rows * p.dim);
-  GroupedArgs a{.x = p.x, .x_stride = p.dim, .source = sorted.source, .source_div = p.top_k,
-                .tiles = sorted.tiles, .num_tiles = sorted.num_tiles,
-                .max_tiles = sorted.max_tiles, .w = ViewOf(p.w13), .n = p.width, .k = p.dim,
-                .out = hidden, .out_stride = p.width};
+  GroupedArgs a{.x = p.x,
+                .x_stride = p.dim,
+                .source = sorted.source,
+                .source_div = p.top_k,
+                .tiles = sorted.tiles,
+                .num_tiles = sorted.num_tiles,
+                .max_tiles = sorted.max_tiles,
+                .w = ViewOf(p.w13),
+                .n = p.width,
+                .k = p.dim,
+                .out = hidden,
+                .out_stride = p.width};
   GroupedGeneral(a, p.w13->dtype, true, context);
   a.x = hidden;
   a.x_stride = a.k = p.width;
@@ -54,8 +69,14 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
   a.out = out;
   GroupedGeneral(a, p.w2->dtype, false, context);
   const float* shared = p.shared.w13 == nullptr ? nullptr : SharedGeneral(p, context);
-  CombineRows({.shared = shared, .rows = out, .row_of = sorted.row_of, .weights = p.weights,
-               .out = p.out, .tokens = p.tokens, .top_k = p.top_k, .dim = p.dim},
+  CombineRows({.shared = shared,
+               .rows = out,
+               .row_of = sorted.row_of,
+               .weights = p.weights,
+               .out = p.out,
+               .tokens = p.tokens,
+               .top_k = p.top_k,
+               .dim = p.dim},
               DType::kF32, context);
 }
 
@@ -63,10 +84,14 @@ void RunGeneral(const MoeParams& p, CudaContext& context) {
 
 bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
   switch (path) {
-    case MoePath::kFew: return MoeFewFits(p, context);
-    case MoePath::kStream: return MoeStreamFits(p, context);
-    case MoePath::kTile: return MoeTileFits(p, context);
-    default: return true;
+    case MoePath::kFew:
+      return MoeFewFits(p, context);
+    case MoePath::kStream:
+      return MoeStreamFits(p, context);
+    case MoePath::kTile:
+      return MoeTileFits(p, context);
+    default:
+      return true;
   }
 }
 
@@ -79,8 +104,8 @@ constexpr int64_t kManyRows = 48;
 // The fastest that fits.
 MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
   const bool many = int64_t{p.tokens} * p.top_k >= kManyRows * p.experts;
-  for (const MoePath path : {MoePath::kFew, many ? MoePath::kTile : MoePath::kStream,
-                             MoePath::kStream}) {
+  for (const MoePath path :
+       {MoePath::kFew, many ? MoePath::kTile : MoePath::kStream, MoePath::kStream}) {
     if (MoePathFits(p, path, context)) return path;
   }
   return MoePath::kGeneral;
@@ -88,10 +113,14 @@ MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
 
 void RunPath(const MoeParams& p, MoePath path, CudaContext& context) {
   switch (path) {
-    case MoePath::kFew: return MoeFew(p, context);
-    case MoePath::kStream: return MoeStream(p, context);
-    case MoePath::kTile: return MoeTile(p, context);
-    default: return RunGeneral(p, context);
+    case MoePath::kFew:
+      return MoeFew(p, context);
+    case MoePath::kStream:
+      return MoeStream(p, context);
+    case MoePath::kTile:
+      return MoeTile(p, context);
+    default:
+      return RunGeneral(p, context);
   }
 }
 

@@ -66,8 +66,13 @@ void CombineRows(const CombineArgs& args, DType row_dtype, CudaContext& context)
 }
 
 void AddRows(const AddRowsParams& p, CudaContext& context) {
-  CombineRows({.shared = p.accumulate ? p.out : nullptr, .rows = p.rows, .row_of = p.row_of, .out = p.out,
-               .tokens = p.tokens, .top_k = p.width, .dim = p.dim},
+  CombineRows({.shared = p.accumulate ? p.out : nullptr,
+               .rows = p.rows,
+               .row_of = p.row_of,
+               .out = p.out,
+               .tokens = p.tokens,
+               .top_k = p.width,
+               .dim = p.dim},
               context.act, context);
 }
 

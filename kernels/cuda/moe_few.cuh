@@ -5,8 +5,8 @@
 namespace hadal::cuda {
 
 // Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
-// own share of k through a ring of shared memory that only it reads, and the warps of a block add up
-// their sums at the end of an item (16 weight rows).
+// own share of k through a ring of shared memory that only it reads, and the warps of a block add
+// up their sums at the end of an item (16 weight rows).
 
 inline constexpr int kFewTokens = 8;
 inline constexpr int kFewRows = 64;      // (token, choice) pairs
@@ -15,21 +15,21 @@ inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 
 struct FewArgs {
-  const void* x = nullptr;          // [tokens, dim] bf16
+  const void* x = nullptr;  // [tokens, dim] bf16
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
   const int32_t* local_index = nullptr;
   WeightView w13, w2, shared13, shared2;
-  bf16* hidden = nullptr;           // [tokens, top_k, hidden_stride]
-  bf16* shared_hidden = nullptr;    // [tokens, shared_stride]
-  bf16* out = nullptr;              // [tokens, dim]
+  bf16* hidden = nullptr;         // [tokens, top_k, hidden_stride]
+  bf16* shared_hidden = nullptr;  // [tokens, shared_stride]
+  bf16* out = nullptr;            // [tokens, dim]
   int tokens = 0;
   int top_k = 0;
   int experts = 0;
   int dim = 0;
   int width = 0;
-  int shared_width = 0;             // 0: there is none
-  int hidden_stride = 0;            // width rounded up to 8; what is beyond width is 0
+  int shared_width = 0;   // 0: there is none
+  int hidden_stride = 0;  // width rounded up to 8; what is beyond width is 0
   int shared_stride = 0;
 };
 
@@ -92,8 +92,8 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
 template <typename W, bool kWithActivations>
 struct FewSlot {
   static constexpr int kStepK = 128 / sizeof(W);
-  static constexpr int kParts = 2;                          // of 64 bytes a row
-  static constexpr int kWeightBytes = kParts * 2 * 512;     // [part][row half][lane] 16
+  static constexpr int kParts = 2;                       // of 64 bytes a row
+  static constexpr int kWeightBytes = kParts * 2 * 512;  // [part][row half][lane] 16
   static constexpr int kXBytes = kWithActivations ? kParts * 512 * kXVectors<W> : 0;
   static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
   static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;
@@ -110,8 +110,8 @@ struct FewSource {
 };
 
 template <typename W>
-__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0, int row1,
-                                                 int limit0, int limit1) {
+__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
+                                                 int row1, int limit0, int limit1) {
   FewSource<W> s;
   const int row[2] = {row0, row1}, limit[2] = {limit0, limit1};
 #pragma unroll

@@ -111,10 +111,10 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
 
 __global__ void __launch_bounds__(kThreads) SortRowsKernel(SortArgs a) {
   extern __shared__ int shared[];
-  int* counts = shared;  // [kWarps][local_experts]
+  int* counts = shared;                                    // [kWarps][local_experts]
   int* first = counts + kWarps * a.choices.local_experts;  // [local_experts + 1]
   int* first_tile = first + a.choices.local_experts + 1;
-  int* local = first_tile + a.choices.local_experts + 1;   // [experts]
+  int* local = first_tile + a.choices.local_experts + 1;  // [experts]
   WaitForPrevious();
   AllowNext();
   for (int i = threadIdx.x; i < kWarps * a.choices.local_experts; i += kThreads) counts[i] = 0;

@@ -1,6 +1,5 @@
-#include "kernels/cuda/moe_tile.h"
-
 #include "kernels/cuda/moe_combine.h"
+#include "kernels/cuda/moe_tile.h"
 #include "kernels/cuda/quantise.cuh"
 #include "kernels/cuda/tensor_map.h"
 
@@ -26,12 +25,20 @@ struct Operand {
 };
 
 // `count`: device, the rows that there are; null: all.
-Operand Quantised(const bf16* x, int rows, const int32_t* count, int columns, CudaContext& context) {
+Operand Quantised(const bf16* x, int rows, const int32_t* count, int columns,
+                  CudaContext& context) {
   const int blocks = (columns + 127) / 128;
   auto* codes = context.scratch.Allocate<uint8_t>(int64_t{rows} * columns);
   auto* scales = context.scratch.Allocate<float>(int64_t{rows} * blocks);
-  Quantise({.x = x, .x_stride = columns, .row_count = count, .rows = rows, .columns = columns,
-            .codes = codes, .code_stride = columns, .scales = scales, .scale_row_stride = blocks,
+  Quantise({.x = x,
+            .x_stride = columns,
+            .row_count = count,
+            .rows = rows,
+            .columns = columns,
+            .codes = codes,
+            .code_stride = columns,
+            .scales = scales,
+            .scale_row_stride = blocks,
             .scale_block_stride = 1},
            context);
   return {codes, scales, blocks};
@@ -130,8 +137,13 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
     run.SetOut(shared_out, dim, shared);
   }
   run.Launch(false);
-  CombineRows({.shared = has_shared ? shared_out : nullptr, .rows = out, .row_of = sorted.row_of,
-               .weights = p.weights, .out = p.out, .tokens = p.tokens, .top_k = p.top_k,
+  CombineRows({.shared = has_shared ? shared_out : nullptr,
+               .rows = out,
+               .row_of = sorted.row_of,
+               .weights = p.weights,
+               .out = p.out,
+               .tokens = p.tokens,
+               .top_k = p.top_k,
                .dim = p.dim},
               DType::kBF16, context);
 }

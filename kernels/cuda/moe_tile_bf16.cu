@@ -38,10 +38,10 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     Produce<Shape>(a, memory);
   } else {
     TakeRegisters<224>();
-    Consume<Shape>(a, memory, [&](const TilePart&, const TileItem&, int steps, int group,
-                                  TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-      MultiplyItem<Shape>(memory, steps, group, slot, d);
-    });
+    Consume<Shape>(
+        a, memory,
+        [&](const TilePart&, const TileItem&, int steps, int group, TileSlot<Shape::kSlots>& slot,
+            TileSums<Shape>& d) { MultiplyItem<Shape>(memory, steps, group, slot, d); });
   }
 #endif
 }

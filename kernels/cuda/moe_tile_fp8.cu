@@ -3,8 +3,8 @@
 namespace hadal::cuda {
 namespace {
 
-// Scales of one item: of the thread's rows g and g + 8, and of the two halves of the weight rows (gate
-// and up, or 64 outputs and the next 64). One per step.
+// Scales of one item: of the thread's rows g and g + 8, and of the two halves of the weight rows
+// (gate and up, or 64 outputs and the next 64). One per step.
 template <typename Shape>
 struct TileScales {
   const float* x[2];
@@ -90,10 +90,11 @@ __global__ void __launch_bounds__(kTileThreads, 1)
     Produce<Shape>(a, memory);
   } else {
     TakeRegisters<224>();
-    Consume<Shape>(a, memory, [&](const TilePart& p, const TileItem& item, int steps, int group,
-                                  TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-      MultiplyItem<Shape>(memory, p, item, steps, group, slot, d);
-    });
+    Consume<Shape>(a, memory,
+                   [&](const TilePart& p, const TileItem& item, int steps, int group,
+                       TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
+                     MultiplyItem<Shape>(memory, p, item, steps, group, slot, d);
+                   });
   }
 #endif
 }

@@ -12,9 +12,9 @@ namespace {
 
 constexpr int kDotThreads = 256;
 constexpr int kDotWarps = kDotThreads / 32;
-constexpr int kDotTokens = 8;     // of one block
-constexpr int kMaxDotTokens = 32; // beyond: a tiled product reads the gate less often
-constexpr int kMaxSplits = 16;    // of k, so that few tokens keep all SMs busy
+constexpr int kDotTokens = 8;      // of one block
+constexpr int kMaxDotTokens = 32;  // beyond: a tiled product reads the gate less often
+constexpr int kMaxSplits = 16;     // of k, so that few tokens keep all SMs busy
 constexpr int kChooseWarps = 4;
 
 // Brings a row into the L2 cache; the gate does not depend on earlier kernels.
@@ -24,8 +24,8 @@ __device__ void PrefetchRow(const float* row, int64_t count) {
   }
 }
 
-// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as there
-// are experts.
+// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as
+// there are experts.
 template <typename Act, int kVec>
 __global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* logits) {
   __shared__ float partial[kDotTokens][kDotWarps];
@@ -127,12 +127,14 @@ int LaunchProduct(const RouteParams& p, float* logits, CudaContext& context) {
   const int tiles_x = CeilDiv(p.tokens, kRouteTokens), tiles_y = CeilDiv(p.experts, kRouteExperts);
   const int all_steps = CeilDiv(p.dim, kRouteStep);
   const int64_t room = LogitCount(p.tokens, p.experts) / (int64_t{p.tokens} * p.experts);
-  const int wanted = static_cast<int>(std::clamp<int64_t>(
-      2 * context.sm_count / (tiles_x * tiles_y), 1, std::min<int64_t>({kMaxSplits, room, all_steps})));
+  const int wanted =
+      static_cast<int>(std::clamp<int64_t>(2 * context.sm_count / (tiles_x * tiles_y), 1,
+                                           std::min<int64_t>({kMaxSplits, room, all_steps})));
   const int steps = CeilDiv(all_steps, wanted), splits = CeilDiv(all_steps, steps);
   constexpr int kBytes = kRouteSlots * kRouteSlotBytes;
   static const bool once = [] {
-    HADAL_CUDA(cudaFuncSetAttribute(ProductKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    HADAL_CUDA(
+        cudaFuncSetAttribute(ProductKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
     return true;
   }();
   (void)once;
@@ -144,8 +146,14 @@ int LaunchProduct(const RouteParams& p, float* logits, CudaContext& context) {
 
 void LaunchGeneral(const RouteParams& p, float* logits, CudaContext& context) {
   const WeightView gate{.data = p.gate, .n = p.experts, .k = p.dim, .stride = p.dim};
-  GroupedGeneral({.x = p.x, .x_stride = p.dim, .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
-                  .rows = p.tokens, .w = gate, .n = p.experts, .k = p.dim, .out = logits,
+  GroupedGeneral({.x = p.x,
+                  .x_stride = p.dim,
+                  .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
+                  .rows = p.tokens,
+                  .w = gate,
+                  .n = p.experts,
+                  .k = p.dim,
+                  .out = logits,
                   .out_stride = p.experts},
                  DType::kF32, false, context);
 }

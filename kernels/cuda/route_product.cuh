@@ -4,30 +4,31 @@
 
 namespace hadal::cuda {
 
-// Router logits of many tokens on the tensor cores, as exact as FP32: an FP32 weight is the sum of three
-// bf16 values, products with bf16 activations are exact, and the tensor cores' sums are added up in
-// FP32 every 64 of k. A block makes 64 experts by 64 tokens over a part of k.
+// Router logits of many tokens on the tensor cores, as exact as FP32: an FP32 weight is the sum of
+// three bf16 values, products with bf16 activations are exact, and the tensor cores' sums are added
+// up in FP32 every 64 of k. A block makes 64 experts by 64 tokens over a part of k.
 
 inline constexpr int kRouteThreads = 128;
 inline constexpr int kRouteTokens = 64;
 inline constexpr int kRouteExperts = 64;
-inline constexpr int kRouteStep = 64;   // of k
+inline constexpr int kRouteStep = 64;  // of k
 inline constexpr int kRouteSlots = 3;
-inline constexpr int kRouteGateBytes = kRouteExperts * kRouteStep * 4;  // [warp][window][half][lane] 16
+inline constexpr int kRouteGateBytes =
+    kRouteExperts * kRouteStep * 4;  // [warp][window][half][lane] 16
 inline constexpr int kRouteSlotBytes = kRouteGateBytes + kRouteTokens * kRouteStep * 2;
 
 struct RouteProductArgs {
-  const bf16* x = nullptr;       // [tokens, dim]
-  const float* gate = nullptr;   // [experts, dim]
-  float* logits = nullptr;       // [splits, tokens, experts]
+  const bf16* x = nullptr;      // [tokens, dim]
+  const float* gate = nullptr;  // [experts, dim]
+  float* logits = nullptr;      // [splits, tokens, experts]
   int tokens = 0;
   int experts = 0;
   int dim = 0;
-  int steps = 0;                 // of one split
+  int steps = 0;  // of one split
 };
 
 struct SplitPair {
-  uint32_t high, middle, low;    // bf16 pairs
+  uint32_t high, middle, low;  // bf16 pairs
 };
 __device__ __forceinline__ float BitsToFloat(uint32_t bits) { return __uint_as_float(bits); }
 __device__ __forceinline__ uint32_t RoundPair(float a, float b) {
@@ -58,7 +59,8 @@ __device__ __forceinline__ void CopyRouteStep(const RouteProductArgs& a, uint32_
     const int k = step * kRouteStep + window * 16 + lane % 4 * 4;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      const int expert = static_cast<int>(blockIdx.y) * kRouteExperts + warp * 16 + h * 8 + lane / 4;
+      const int expert =
+          static_cast<int>(blockIdx.y) * kRouteExperts + warp * 16 + h * 8 + lane / 4;
       const bool inside = expert < a.experts && k < a.dim;
       CopyAsync16(slot + ((warp * 4 + window) * 2 + h) * 512 + lane * 16,
                   a.gate + (inside ? int64_t{expert} * a.dim + k : 0), inside);
@@ -81,7 +83,8 @@ __device__ __forceinline__ uint2 LoadShared8(uint32_t at) {
   return v;
 }
 
-__device__ __forceinline__ void MultiplyRouteStep(uint32_t slot, MmaSums (&sums)[kRouteTokens / 8]) {
+__device__ __forceinline__ void MultiplyRouteStep(uint32_t slot,
+                                                  MmaSums (&sums)[kRouteTokens / 8]) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   MmaSums step[kRouteTokens / 8] = {};
 #pragma unroll
@@ -93,8 +96,8 @@ __device__ __forceinline__ void MultiplyRouteStep(uint32_t slot, MmaSums (&sums)
 #pragma unroll
     for (int t = 0; t < kRouteTokens / 8; ++t) {
       const int row = t * 8 + lane / 4;
-      const uint2 x = LoadShared8(slot + kRouteGateBytes + row * 128 + (window ^ row % 4) * 32 +
-                                  lane % 4 * 8);
+      const uint2 x =
+          LoadShared8(slot + kRouteGateBytes + row * 128 + (window ^ row % 4) * 32 + lane % 4 * 8);
       Mma(step[t], a0.low, a1.low, a2.low, a3.low, x.x, x.y);
       Mma(step[t], a0.middle, a1.middle, a2.middle, a3.middle, x.x, x.y);
       Mma(step[t], a0.high, a1.high, a2.high, a3.high, x.x, x.y);
