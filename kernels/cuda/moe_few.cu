@@ -1,8 +1,7 @@
-#include "kernels/cuda/moe_few.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_few.h"
 #include "kernels/cuda/moe_few_w13.cuh"
 #include "kernels/cuda/moe_few_w2.cuh"
 
@@ -74,8 +73,7 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
     return w == nullptr ||
            (w->dtype == dtype && static_cast<const CudaPackedWeight*>(w)->k_lead % 16 == 0);
   };
-  // Its rings need more shared memory than there is before Hopper.
-  if (context.act != DType::kBF16 || context.arch < 90 || dtype == DType::kF32) return false;
+  if (context.act != DType::kBF16 || context.arch < 80 || dtype == DType::kF32) return false;
   if (p.tokens > kFewTokens || p.tokens * p.top_k > kFewRows || p.experts > kFewExperts)
     return false;
   if (p.dim % 8 != 0 || p.width == 0) return false;

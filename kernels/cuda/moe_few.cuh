@@ -15,21 +15,21 @@ inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 
 struct FewArgs {
-  const void* x = nullptr;          // [tokens, dim] bf16
+  const void* x = nullptr;  // [tokens, dim] bf16
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
   const int32_t* local_index = nullptr;
   WeightView w13, w2, shared13, shared2;
-  bf16* hidden = nullptr;           // [tokens, top_k, hidden_stride]
-  bf16* shared_hidden = nullptr;    // [tokens, shared_stride]
-  bf16* out = nullptr;              // [tokens, dim]
+  bf16* hidden = nullptr;         // [tokens, top_k, hidden_stride]
+  bf16* shared_hidden = nullptr;  // [tokens, shared_stride]
+  bf16* out = nullptr;            // [tokens, dim]
   int tokens = 0;
   int top_k = 0;
   int experts = 0;
   int dim = 0;
   int width = 0;
-  int shared_width = 0;             // 0: there is none
-  int hidden_stride = 0;            // width rounded up to 8; what is beyond width is 0
+  int shared_width = 0;   // 0: there is none
+  int hidden_stride = 0;  // width rounded up to 8; what is beyond width is 0
   int shared_stride = 0;
 };
 
@@ -92,8 +92,8 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
 template <typename W, bool kWithActivations>
 struct FewSlot {
   static constexpr int kStepK = 128 / sizeof(W);
-  static constexpr int kParts = 2;                          // of 64 bytes a row
-  static constexpr int kWeightBytes = kParts * 2 * 512;     // [part][row half][lane] 16
+  static constexpr int kParts = 2;                       // of 64 bytes a row
+  static constexpr int kWeightBytes = kParts * 2 * 512;  // [part][row half][lane] 16
   static constexpr int kXBytes = kWithActivations ? kParts * 512 * kXVectors<W> : 0;
   static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
   static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;

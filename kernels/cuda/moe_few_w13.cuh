@@ -52,7 +52,7 @@ struct W13Producer {
   uint32_t ring;  // of this warp
   int own_steps;  // of this warp per item
   int item;
-  int step = 0;   // among own_steps
+  int step = 0;  // among own_steps
   int slot = 0;
   FewSource<W> source;
 

@@ -45,8 +45,11 @@ struct W2Items {
     return width == 0 ? 0 : (width + lead + Slot::kStepK - 1) / Slot::kStepK;
   }
   __device__ W2Items(const FewArgs& args, const FewJobs& found)
-      : a(args), jobs(found), shared_steps(StepsOf(args.shared2, args.shared_width)),
-        steps(StepsOf(args.w2, args.width)), count((args.dim + 15) / 16) {}
+      : a(args),
+        jobs(found),
+        shared_steps(StepsOf(args.shared2, args.shared_width)),
+        steps(StepsOf(args.w2, args.width)),
+        count((args.dim + 15) / 16) {}
   __device__ W2Cursor Begin() const {
     W2Cursor c{-1, static_cast<int>(threadIdx.x / 32), OwnSteps(shared_steps + jobs.count * steps)};
     c.Settle(shared_steps, steps);

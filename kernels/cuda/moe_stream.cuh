@@ -3,13 +3,9 @@
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/moe_stream_load.cuh"
+#include "kernels/cuda/moe_stream_copy.cuh"
 
 namespace hadal::cuda {
-
-// Grouped products of few rows per expert: weights are streamed from memory once per tile of at
-// most kTokens rows. A block makes 128 weight rows of one tile: 4 warps of 32 rows each, all with
-// the same tokens, which lie in shared memory.
 
 template <typename Shape>
 using StreamSums = MmaSums[kStreamM][Shape::kTokenTiles];

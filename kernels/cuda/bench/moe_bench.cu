@@ -6,7 +6,9 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
+#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/moe.h"
+#include "kernels/cuda/packed_weight.h"
 
 // Times experts and routing of the released models' shapes against what the card's memory and
 // tensor cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the
@@ -27,12 +29,34 @@ constexpr Shape k671B = {"671B/8", 7168, 2048, 256, 256, 32, 8};
 
 using Weight = std::unique_ptr<CudaPackedWeight>;
 
+Weight MakeWeight(int count, int64_t n, int64_t k, DType dtype, CudaContext& context) {
+  auto w = std::make_unique<CudaPackedWeight>();
+  w->count = count;
+  w->n = n;
+  w->k = k;
+  w->dtype = dtype;
+  w->stride = k;
+  w->data = RandomDevice(count * n * k, dtype, context);
+  if (dtype == DType::kF8E4M3) {
+    w->scale_rows = 128;
+    w->scale_n = (n + 127) / 128;
+    w->k_blocks = (k + 127) / 128;
+    w->scale =
+        static_cast<float*>(RandomDevice(count * w->scale_n * w->k_blocks, DType::kF32, context));
+  }
+  return w;
+}
+
 struct Layer {
   Layer(const Shape& s, DType dtype, CudaContext& c)
-      : w13(RandomWeight(s.local_experts, 2 * s.width, s.dim, dtype, c)),
-        w2(RandomWeight(s.local_experts, s.dim, s.width, dtype, c)),
-        shared13(RandomWeight(1, 2 * s.shared_width, s.dim, dtype, c)),
-        shared2(RandomWeight(1, s.dim, s.shared_width, dtype, c)) {}
+      : w13(MakeWeight(s.local_experts, 2 * s.width, s.dim, dtype, c)),
+        w2(MakeWeight(s.local_experts, s.dim, s.width, dtype, c)),
+        shared13(MakeWeight(1, 2 * s.shared_width, s.dim, dtype, c)),
+        shared2(MakeWeight(1, s.dim, s.shared_width, dtype, c)) {}
+  ~Layer() {
+    for (const Weight* w : {&w13, &w2, &shared13, &shared2})
+      cudaFree(const_cast<float*>((*w)->scale));
+  }
   Weight w13, w2, shared13, shared2;
 };
 
@@ -57,10 +81,12 @@ struct Choices {
       }
       experts += static_cast<double>(std::count(touched.begin(), touched.end(), true)) / sets;
     }
-    ids = Upload(host);
+    HADAL_CUDA(cudaMalloc(&ids, host.size() * 4));
+    HADAL_CUDA(cudaMemcpy(ids, host.data(), host.size() * 4, cudaMemcpyHostToDevice));
     std::vector<int32_t> index(static_cast<size_t>(s.experts), -1);
     std::iota(index.begin(), index.begin() + s.local_experts, 0);
-    local = Upload(index);
+    HADAL_CUDA(cudaMalloc(&local, index.size() * 4));
+    HADAL_CUDA(cudaMemcpy(local, index.data(), index.size() * 4, cudaMemcpyHostToDevice));
   }
   ~Choices() {
     cudaFree(ids);
@@ -81,17 +107,24 @@ void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Lay
   auto* weights = static_cast<float*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
   const auto params = [&](int i) {
     const Layer& l = *layers[static_cast<size_t>(i) % layers.size()];
-    return MoeParams{.x = x, .ids = choices.ids + int64_t{i} * tokens * s.top_k,
-                     .weights = weights, .local_index = choices.local, .w13 = l.w13.get(),
-                     .w2 = l.w2.get(),
-                     .shared = {.w13 = l.shared13.get(), .w2 = l.shared2.get(),
-                                .width = s.shared_width},
-                     .out = out, .tokens = tokens, .top_k = s.top_k, .experts = s.experts,
-                     .dim = s.dim, .width = s.width};
+    return MoeParams{
+        .x = x,
+        .ids = choices.ids + int64_t{i} * tokens * s.top_k,
+        .weights = weights,
+        .local_index = choices.local,
+        .w13 = l.w13.get(),
+        .w2 = l.w2.get(),
+        .shared = {.w13 = l.shared13.get(), .w2 = l.shared2.get(), .width = s.shared_width},
+        .out = out,
+        .tokens = tokens,
+        .top_k = s.top_k,
+        .experts = s.experts,
+        .dim = s.dim,
+        .width = s.width};
   };
   if (cuda::MoePathFits(params(0), path, context)) {
-    const double us =
-        MedianMicros(calls, [&](int i) { cuda::RunMoe(params(i), path, context); }, context);
+    const double us = MedianMicros(
+        calls, [&](int i) { cuda::RunMoe(params(i), path, context); }, context);
     const double elements = 3.0 * s.dim * (choices.experts * s.width + s.shared_width);
     const double bytes = elements * DTypeSize(dtype);
     const double flops =
@@ -125,13 +158,20 @@ void BenchRoute(const Shape& s, int tokens, bool sigmoid, const Ceilings& ceilin
   const double us = MedianMicros(
       tokens > 512 ? 3 : 20,
       [&](int i) {
-        cuda::Route({.x = x, .gate = gates[static_cast<size_t>(i % kGates)],
-                     .bias = sigmoid ? bias : nullptr, .tokens = tokens, .dim = s.dim,
-                     .experts = s.experts, .top_k = s.top_k, .groups = sigmoid ? 8 : 1,
+        cuda::Route({.x = x,
+                     .gate = gates[static_cast<size_t>(i % kGates)],
+                     .bias = sigmoid ? bias : nullptr,
+                     .tokens = tokens,
+                     .dim = s.dim,
+                     .experts = s.experts,
+                     .top_k = s.top_k,
+                     .groups = sigmoid ? 8 : 1,
                      .limited_groups = sigmoid ? 4 : 1,
                      .score = sigmoid ? RouterScore::kSigmoid : RouterScore::kSoftmax,
-                     .group_score = GroupScore::kTopTwoSum, .normalise = sigmoid,
-                     .ids = ids, .weights = weights},
+                     .group_score = GroupScore::kTopTwoSum,
+                     .normalise = sigmoid,
+                     .ids = ids,
+                     .weights = weights},
                     context);
       },
       context);
@@ -161,7 +201,14 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   }
 }
 
-void Run() {
+}  // namespace
+
+int Main() {
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
+  }
   CudaContext& context = BenchContext(int64_t{3} << 30);
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
@@ -171,9 +218,9 @@ void Run() {
   BenchModel(k16B, DType::kBF16, ceilings, context);
   BenchModel(k16B, DType::kF8E4M3, ceilings, context);
   BenchModel(k671B, DType::kF8E4M3, ceilings, context);
+  return 0;
 }
 
-}  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::RunBench(hadal::bench::Run); }
+int main() { return hadal::bench::Main(); }

@@ -4,8 +4,7 @@
 #include <numeric>
 
 #include "kernels/cuda/ops.h"
-#include "tests/kernels/cpu/random_weight.h"
-#include "tests/kernels/cuda/device_fixture.h"
+#include "tests/kernels/cuda/device_case.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -106,28 +105,39 @@ Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<fl
                 const std::vector<float>& bias, const std::vector<int32_t>& positions) {
   DeviceFixture fixture(s.act,
                         cuda::MoeScratchBytes({.tokens = s.tokens, .experts = s.experts}, s.act));
-  const GuardedBuffer x_device(ToAct(x, s.act)), gate_device(gate), bias_device(bias),
+  const DeviceArray x_device(Encode(x, s.act)), gate_device(gate), bias_device(bias),
       positions_device(positions);
-  GuardedBuffer ids(s.tokens * s.top_k * 4), weights(s.tokens * s.top_k * 4);
-  cuda::Route({.x = x_device.data(), .gate = gate_device.as<float>(),
+  DeviceArray ids(static_cast<size_t>(s.tokens * s.top_k) * 4),
+      weights(static_cast<size_t>(s.tokens * s.top_k) * 4);
+  cuda::Route({.x = x_device.as<void>(),
+               .gate = gate_device.as<float>(),
                .bias = s.bias ? bias_device.as<float>() : nullptr,
-               .positions = positions_device.as<int32_t>(), .tokens = s.tokens, .dim = s.dim,
-               .experts = s.experts, .top_k = s.top_k, .groups = s.groups,
-               .limited_groups = s.limited_groups, .score = s.score, .group_score = s.group_score,
-               .normalise = s.normalise, .route_scale = s.route_scale, .ids = ids.as<int32_t>(),
+               .positions = positions_device.as<int32_t>(),
+               .tokens = s.tokens,
+               .dim = s.dim,
+               .experts = s.experts,
+               .top_k = s.top_k,
+               .groups = s.groups,
+               .limited_groups = s.limited_groups,
+               .score = s.score,
+               .group_score = s.group_score,
+               .normalise = s.normalise,
+               .route_scale = s.route_scale,
+               .ids = ids.as<int32_t>(),
                .weights = weights.as<float>()},
               fixture.context);
-  CHECK(fixture.Finished());
+  fixture.Finish();
   CHECK(ids.GuardIntact());
   CHECK(weights.GuardIntact());
-  return {ids.Download<int32_t>(), weights.Download<float>()};
+  CHECK(fixture.ScratchGuardIntact());
+  return {ids.Read<int32_t>(), weights.Read<float>()};
 }
 
 void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
-  std::vector<float> x = RandomFloats(s.tokens * s.dim, rng);
-  const std::vector<float> gate =
-      RandomFloats(s.experts * s.dim, rng, 1.0f / std::sqrt(static_cast<float>(s.dim)));
-  const std::vector<float> bias = RandomFloats(s.experts, rng, 0.1f);
+  std::vector<float> x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
+  const std::vector<float> gate = Normal(rng, static_cast<size_t>(s.experts * s.dim),
+                                         1.0f / std::sqrt(static_cast<float>(s.dim)));
+  const std::vector<float> bias = Normal(rng, static_cast<size_t>(s.experts), 0.1f);
   std::vector<int32_t> positions(static_cast<size_t>(s.tokens));
   for (int32_t& p : positions) p = rng() % 5 == 0 ? -1 : 3;
   const Routed got = RunRoute(s, x, gate, bias, positions);
@@ -170,7 +180,7 @@ constexpr auto kMax = GroupScore::kMax;
 constexpr auto kTwo = GroupScore::kTopTwoSum;
 
 TEST_CASE("cuda route: every score and group rule against float64") {
-  if (!HaveCudaDevice()) return;
+  if (!HasDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   const RouteShape shapes[] = {
       {"16B", 1, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
@@ -187,7 +197,7 @@ TEST_CASE("cuda route: every score and group rule against float64") {
 }
 
 TEST_CASE("cuda route: ties go to the lower index") {
-  if (!HaveCudaDevice()) return;
+  if (!HasDevice()) return;
   RouteShape s{"ties", 2, 32, 48, 7, 6, 3, kSigmoid, kTwo, true, false, 1.0f, DType::kF32};
   std::vector<float> x(static_cast<size_t>(s.tokens * s.dim), 0.0f);  // all logits are 0
   const std::vector<float> gate(static_cast<size_t>(s.experts * s.dim), 1.0f);
