@@ -14,7 +14,8 @@ constexpr int kDotThreads = 256;
 constexpr int kDotWarps = kDotThreads / 32;
 constexpr int kDotTokens = 8;      // of one block
 constexpr int kMaxDotTokens = 32;  // beyond: a tiled product reads the gate less often
-constexpr int kMaxSplits = 16;     // of k, so that few tokens keep all SMs busy
+constexpr int kFewDotTokens = 4;   // beyond, bf16 tokens go to the tensor cores
+constexpr int kMaxSplits = 32;     // of k, so that few tokens keep all SMs busy
 constexpr int kChooseWarps = 4;
 
 // Brings a row into the L2 cache; the gate does not depend on earlier kernels.
@@ -64,12 +65,16 @@ __global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* l
 
 __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs a) {
   extern __shared__ __align__(128) char memory[];
-  WaitForPrevious();
-  AllowNext();
   const uint32_t ring = SharedAddress(memory);
   const int first = static_cast<int>(blockIdx.z) * a.steps;
+  // The gate does not depend on earlier kernels: its copies belong to the first group.
+  for (int i = 0; i < min(kRouteSlots - 1, a.steps); ++i) {
+    CopyGateStep(a, ring + i * kRouteSlotBytes, first + i);
+  }
+  WaitForPrevious();
+  AllowNext();
   for (int i = 0; i < kRouteSlots - 1; ++i) {
-    if (i < a.steps) CopyRouteStep(a, ring + i * kRouteSlotBytes, first + i);
+    if (i < a.steps) CopyTokenStep(a, ring + i * kRouteSlotBytes, first + i);
     CommitCopies();
   }
   MmaSums sums[kRouteTokens / 8] = {};
@@ -78,7 +83,9 @@ __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs 
     __syncthreads();
     const int next = i + kRouteSlots - 1;
     if (next < a.steps) {
-      CopyRouteStep(a, ring + next % kRouteSlots * kRouteSlotBytes, first + next);
+      const uint32_t slot = ring + next % kRouteSlots * kRouteSlotBytes;
+      CopyGateStep(a, slot, first + next);
+      CopyTokenStep(a, slot, first + next);
     }
     CommitCopies();
     MultiplyRouteStep(ring + i % kRouteSlots * kRouteSlotBytes, sums);
@@ -86,23 +93,26 @@ __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs 
   StoreLogits(a, sums);
 }
 
-// logits: [splits, tokens, experts], to be added up.
+// A warp for each of the block's tokens; all threads add up their logits: [splits, tokens,
+// experts].
 __global__ void __launch_bounds__(kChooseWarps * 32)
-    ChooseKernel(RouteParams p, const float* logits, int splits) {
-  extern __shared__ float scratch[];  // [kChooseWarps][kRouteScratch][experts]
-  const int warp = threadIdx.x / 32;
-  const int64_t t = int64_t{blockIdx.x} * kChooseWarps + warp;
+    ChooseKernel(RouteParams p, const float* logits, int splits, int block_tokens) {
+  extern __shared__ float scratch[];  // [block_tokens][kRouteScratch][experts]
+  const int first = static_cast<int>(blockIdx.x) * block_tokens;
+  const int count = min(block_tokens, p.tokens - first), warp = threadIdx.x / 32;
+  const int64_t split_stride = int64_t{p.tokens} * p.experts;
   WaitForPrevious();
   AllowNext();
-  if (t >= p.tokens) return;
-  float* own = scratch + warp * kRouteScratch * p.experts;
-  for (int e = threadIdx.x % 32; e < p.experts; e += 32) {
+  for (int i = threadIdx.x; i < count * p.experts; i += kChooseWarps * 32) {
+    const float* from = logits + int64_t{first} * p.experts + i;
     float sum = 0;
-    for (int s = 0; s < splits; ++s) sum += logits[(s * int64_t{p.tokens} + t) * p.experts + e];
-    own[e] = sum;
+#pragma unroll 16
+    for (int s = 0; s < splits; ++s) sum += __ldcg(from + s * split_stride);
+    const int token = i / p.experts;
+    scratch[token * kRouteScratch * p.experts + (i - token * p.experts)] = sum;
   }
-  __syncwarp();
-  RouteToken(p, t, own);
+  __syncthreads();
+  if (warp < count) RouteToken(p, first + warp, scratch + warp * kRouteScratch * p.experts);
 }
 
 template <typename Act>
@@ -122,14 +132,15 @@ int64_t LogitCount(int64_t tokens, int64_t experts) {
 
 int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
 
-// Two blocks per SM, and no more partial sums than there is room for.
+// A block per SM while k can be split for it, two where there are many tokens; no more partial sums
+// than there is room for.
 int LaunchProduct(const RouteParams& p, float* logits, CudaContext& context) {
   const int tiles_x = CeilDiv(p.tokens, kRouteTokens), tiles_y = CeilDiv(p.experts, kRouteExperts);
   const int all_steps = CeilDiv(p.dim, kRouteStep);
   const int64_t room = LogitCount(p.tokens, p.experts) / (int64_t{p.tokens} * p.experts);
-  const int wanted =
-      static_cast<int>(std::clamp<int64_t>(2 * context.sm_count / (tiles_x * tiles_y), 1,
-                                           std::min<int64_t>({kMaxSplits, room, all_steps})));
+  const int wanted = static_cast<int>(
+      std::clamp<int64_t>((tiles_x > 8 ? 2 : 1) * context.sm_count / (tiles_x * tiles_y), 1,
+                          std::min<int64_t>({kMaxSplits, room, all_steps})));
   const int steps = CeilDiv(all_steps, wanted), splits = CeilDiv(all_steps, steps);
   constexpr int kBytes = kRouteSlots * kRouteSlotBytes;
   static const bool once = [] {
@@ -166,7 +177,7 @@ void Route(const RouteParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   float* logits = context.scratch.Allocate<float>(LogitCount(p.tokens, p.experts));
   int splits = 1;
-  if (p.tokens > kMaxDotTokens && context.act == DType::kBF16 && p.dim % 8 == 0) {
+  if (p.tokens > kFewDotTokens && context.act == DType::kBF16 && p.dim % 8 == 0) {
     splits = LaunchProduct(p, logits, context);
   } else if (p.tokens > kMaxDotTokens) {
     LaunchGeneral(p, logits, context);
@@ -175,9 +186,10 @@ void Route(const RouteParams& p, CudaContext& context) {
   } else {
     LaunchDots<bf16>(p, logits, context);
   }
-  const int64_t scratch = kChooseWarps * kRouteScratch * int64_t{p.experts} * 4;
-  Launch(ChooseKernel, CeilDiv(p.tokens, kChooseWarps), kChooseWarps * 32, scratch, context, p,
-         logits, splits);
+  const int block_tokens = splits > 4 ? 1 : kChooseWarps;
+  const int64_t scratch = block_tokens * kRouteScratch * int64_t{p.experts} * 4;
+  Launch(ChooseKernel, CeilDiv(p.tokens, block_tokens), kChooseWarps * 32, scratch, context, p,
+         logits, splits, block_tokens);
 }
 
 int64_t RouteScratchBytes(const OpLimits& limits) {

@@ -51,8 +51,8 @@ __device__ __forceinline__ SplitPair Split(uint32_t a_bits, uint32_t b_bits) {
   return s;
 }
 
-// Step `step` of k to a slot. A lane copies the gate's values that it will multiply itself.
-__device__ __forceinline__ void CopyRouteStep(const RouteProductArgs& a, uint32_t slot, int step) {
+// The gate's part of a step to a slot: a lane copies what it will multiply itself.
+__device__ __forceinline__ void CopyGateStep(const RouteProductArgs& a, uint32_t slot, int step) {
   const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
   for (int window = 0; window < 4; ++window) {
@@ -66,6 +66,10 @@ __device__ __forceinline__ void CopyRouteStep(const RouteProductArgs& a, uint32_
                   a.gate + (inside ? int64_t{expert} * a.dim + k : 0), inside);
     }
   }
+}
+
+// The tokens' part.
+__device__ __forceinline__ void CopyTokenStep(const RouteProductArgs& a, uint32_t slot, int step) {
   const int chunk = threadIdx.x % 8, k = step * kRouteStep + chunk * 8;
 #pragma unroll
   for (int i = 0; i < kRouteTokens / 16; ++i) {
@@ -93,14 +97,25 @@ __device__ __forceinline__ void MultiplyRouteStep(uint32_t slot,
     const uint4 g0 = LoadShared16(at), g1 = LoadShared16(at + 512);
     const SplitPair a0 = Split(g0.x, g0.y), a1 = Split(g1.x, g1.y);
     const SplitPair a2 = Split(g0.z, g0.w), a3 = Split(g1.z, g1.w);
+    uint2 x[kRouteTokens / 8];
 #pragma unroll
     for (int t = 0; t < kRouteTokens / 8; ++t) {
       const int row = t * 8 + lane / 4;
-      const uint2 x =
+      x[t] =
           LoadShared8(slot + kRouteGateBytes + row * 128 + (window ^ row % 4) * 32 + lane % 4 * 8);
-      Mma(step[t], a0.low, a1.low, a2.low, a3.low, x.x, x.y);
-      Mma(step[t], a0.middle, a1.middle, a2.middle, a3.middle, x.x, x.y);
-      Mma(step[t], a0.high, a1.high, a2.high, a3.high, x.x, x.y);
+    }
+    // Products of one sum are far apart, so that none waits for the one before it.
+#pragma unroll
+    for (int t = 0; t < kRouteTokens / 8; ++t) {
+      Mma(step[t], a0.low, a1.low, a2.low, a3.low, x[t].x, x[t].y);
+    }
+#pragma unroll
+    for (int t = 0; t < kRouteTokens / 8; ++t) {
+      Mma(step[t], a0.middle, a1.middle, a2.middle, a3.middle, x[t].x, x[t].y);
+    }
+#pragma unroll
+    for (int t = 0; t < kRouteTokens / 8; ++t) {
+      Mma(step[t], a0.high, a1.high, a2.high, a3.high, x[t].x, x[t].y);
     }
   }
 #pragma unroll

@@ -246,41 +246,48 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
   });
 }
 
+void CheckAddRows(std::mt19937_64& rng, DType act, int64_t dim, bool accumulate) {
+  constexpr int kTokens = 37, kWidth = 3, kRows = 50;
+  DeviceFixture fixture(act, 1024);
+  std::vector<float> rows = Normal(rng, static_cast<size_t>(kRows * dim), 1.0f);
+  std::vector<float> out = Normal(rng, static_cast<size_t>(kTokens * dim), 1.0f);
+  std::vector<int32_t> row_of(kTokens * kWidth);
+  for (int32_t& r : row_of) r = static_cast<int32_t>(rng() % (kRows + 10)) - 10;
+  for (int32_t& r : row_of) r = std::max(r, -1);
+  const DeviceArray rows_device(Encode(rows, act)), row_of_device(row_of);
+  DeviceArray out_device(Encode(out, act));
+  std::vector<double> reference(out.size());
+  if (accumulate) reference.assign(out.begin(), out.end());
+  for (int t = 0; t < kTokens; ++t) {
+    for (int j = 0; j < kWidth; ++j) {
+      const int32_t r = row_of[static_cast<size_t>(t * kWidth + j)];
+      for (int64_t i = 0; r >= 0 && i < dim; ++i) {
+        reference[static_cast<size_t>(t * dim + i)] += rows[static_cast<size_t>(r * dim + i)];
+      }
+    }
+  }
+  cuda::AddRows({.rows = rows_device.as<void>(),
+                 .row_of = row_of_device.as<int32_t>(),
+                 .out = out_device.as<void>(),
+                 .tokens = kTokens,
+                 .width = kWidth,
+                 .dim = dim,
+                 .accumulate = accumulate},
+                fixture.context);
+  fixture.Finish();
+  const double error = RelativeError(Decode(out_device, act), reference);
+  std::printf("add rows dim %lld %s error %.2e\n", static_cast<long long>(dim),
+              accumulate ? "added" : "stored", error);
+  CHECK(error < (act == DType::kF32 ? 1e-6 : 4e-3));
+  CHECK(out_device.GuardIntact());
+}
+
 TEST_CASE("cuda add rows: sums in FP32, skipped rows") {
   if (!HasDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const int64_t dim : {33, 256}) {
-      constexpr int kTokens = 37, kWidth = 3, kRows = 50;
-      DeviceFixture fixture(act, 1024);
-      std::vector<float> rows = Normal(rng, static_cast<size_t>(kRows * dim), 1.0f);
-      std::vector<float> out = Normal(rng, static_cast<size_t>(kTokens * dim), 1.0f);
-      std::vector<int32_t> row_of(kTokens * kWidth);
-      for (int32_t& r : row_of) r = static_cast<int32_t>(rng() % (kRows + 10)) - 10;
-      for (int32_t& r : row_of) r = std::max(r, -1);
-      const DeviceArray rows_device(Encode(rows, act)), row_of_device(row_of);
-      DeviceArray out_device(Encode(out, act));
-      std::vector<double> reference(out.begin(), out.end());
-      for (int t = 0; t < kTokens; ++t) {
-        for (int j = 0; j < kWidth; ++j) {
-          const int32_t r = row_of[static_cast<size_t>(t * kWidth + j)];
-          for (int64_t i = 0; r >= 0 && i < dim; ++i) {
-            reference[static_cast<size_t>(t * dim + i)] += rows[static_cast<size_t>(r * dim + i)];
-          }
-        }
-      }
-      cuda::AddRows({.rows = rows_device.as<void>(),
-                     .row_of = row_of_device.as<int32_t>(),
-                     .out = out_device.as<void>(),
-                     .tokens = kTokens,
-                     .width = kWidth,
-                     .dim = dim},
-                    fixture.context);
-      fixture.Finish();
-      const double error = RelativeError(Decode(out_device, act), reference);
-      std::printf("add rows dim %lld error %.2e\n", static_cast<long long>(dim), error);
-      CHECK(error < (act == DType::kF32 ? 1e-6 : 4e-3));
-      CHECK(out_device.GuardIntact());
+      for (const bool accumulate : {false, true}) CheckAddRows(rng, act, dim, accumulate);
     }
   }
 }
