@@ -185,6 +185,8 @@ TEST_CASE("cuda route: every score and group rule against float64") {
   const RouteShape shapes[] = {
       {"16B", 1, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
       {"16B", 77, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"16B", 6, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"many", 701, 200, 512, 8, 1, 1, kSoftmax, kMax, true, false, 1.0f, DType::kBF16},
       {"236B", 9, 512, 160, 6, 8, 3, kSoftmax, kMax, false, false, 16.0f, DType::kBF16},
       {"671B", 3, 7168, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
       {"671B", 130, 1024, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
