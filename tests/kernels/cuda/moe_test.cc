@@ -269,10 +269,10 @@ void CheckAddRows(std::mt19937_64& rng, DType act, int64_t dim, bool accumulate)
   cuda::AddRows({.rows = rows_device.as<void>(),
                  .row_of = row_of_device.as<int32_t>(),
                  .out = out_device.as<void>(),
+                 .accumulate = accumulate,
                  .tokens = kTokens,
                  .width = kWidth,
-                 .dim = dim,
-                 .accumulate = accumulate},
+                 .dim = dim},
                 fixture.context);
   fixture.Finish();
   const double error = RelativeError(Decode(out_device, act), reference);
