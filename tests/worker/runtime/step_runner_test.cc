@@ -125,7 +125,7 @@ TEST_CASE("greedy tokens and their log-probabilities are those of the model's lo
 
 TEST_CASE("log-probabilities of a prompt in chunks, more than one piece of logits") {
   Fixture fixture(2, 1);
-  const std::vector<int32_t> prompt = fixture.RandomTokens(3 * StepRunner::kLogitRows + 5);
+  const std::vector<int32_t> prompt = fixture.RandomTokens(3 * StepRunner::LogitRows(*fixture.models->backend(0), 3) + 5);
   const auto logits = fixture.Logits(prompt, static_cast<int>(prompt.size()));
   const auto size = static_cast<int32_t>(prompt.size());
   std::vector<float> got;
