@@ -1,7 +1,9 @@
 #include "worker/backends.h"
 
 #include "kernels/cpu/cpu_backend.h"
+#include "kernels/cpu/probes.h"
 #ifdef HADAL_HAVE_CUDA
+#include "kernels/cuda/bench/probes.h"
 #include "kernels/cuda/cuda_backend.h"
 #endif
 #ifdef HADAL_HAVE_NCCL
@@ -41,6 +43,17 @@ StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
 #endif
   return InvalidArgument("backend \"{}\" is not in this binary; it has: {}", options.name,
                          fmt::join(BackendNames(), ", "));
+}
+
+MachineCeilings MeasureCeilings(const std::string& backend, int threads) {
+#ifdef HADAL_HAVE_CUDA
+  if (backend == "cuda") {
+    const bench::Ceilings card = bench::MeasureCeilings(bench::BenchContext(0));
+    return {card.read_gbs, card.bf16_tflops * 1e3};
+  }
+#endif
+  (void)backend;
+  return {ReadBandwidthGBs(threads), MatMulCeilingGflops(threads, SupportedCpuIsas().back())};
 }
 
 StatusOr<CommGroup> ConnectBackend(CommGroup host, const Backend& backend, const Layout& layout,

@@ -26,6 +26,14 @@ struct BackendOptions {
 // FAILED_PRECONDITION or INVALID_ARGUMENT says what this machine lacks.
 StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
 
+// What the machine in hand reaches at best.
+struct MachineCeilings {
+  double read_gbs = 0;       // GB/s of reading memory
+  double matmul_gflops = 0;  // of bf16 products, FP32 sums
+};
+// Takes a second or so, and gigabytes of a device's memory for good. `threads` of a CPU.
+MachineCeilings MeasureCeilings(const std::string& backend, int threads);
+
 // `host` with communicators for what lies in the backend's memory. Every rank of the world calls it.
 // FAILED_PRECONDITION when this binary has none.
 StatusOr<CommGroup> ConnectBackend(CommGroup host, const Backend& backend, const Layout& layout,

@@ -12,8 +12,6 @@
 
 #include "common/converted_checkpoint.h"
 #include "common/dummy_checkpoint.h"
-#include "kernels/cpu/cpu_backend.h"
-#include "kernels/cpu/probes.h"
 #include "worker/backends.h"
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
@@ -30,6 +28,7 @@ struct BenchOptions {
   int threads = 2;
   std::vector<int> batches = {1, 4, 16};
   std::vector<int> prompts = {512};
+  std::vector<int> prompt_batches = {1};  // prompts of one prefill step
   int context = 128;       // tokens in the cache when decoding starts
   int decode_steps = 16;
   int repeats = 3;         // the best of
@@ -59,14 +58,17 @@ class ModelBench {
                                                   .weights = config_.dtype}));
     const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
-    blocks_per_sequence_ = (options_.context + options_.decode_steps * (options_.repeats + 1) +
-                            kBlockSize) / kBlockSize;
+    const int prompts =
+        *std::max_element(options_.prompt_batches.begin(), options_.prompt_batches.end());
+    const int tokens = std::max(prompt, options_.context + options_.decode_steps *
+                                                               (options_.repeats + 1));
+    const int rows = std::max(sequences, prompts);
+    blocks_per_sequence_ = tokens / kBlockSize + 1;
     const ModelOptions model_options{
-        .kv_blocks = std::max(sequences * blocks_per_sequence_, prompt / kBlockSize + 1),
-        .max_step_tokens = std::max({prompt, options_.context, sequences}),
-        .max_rows = sequences,
-        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = sequences,
-                                                     .max_rows = sequences})};
+        .kv_blocks = rows * blocks_per_sequence_,
+        .max_step_tokens = std::max({prompts * prompt, options_.context, sequences}),
+        .max_rows = rows,
+        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = rows, .max_rows = rows})};
     const CommGroup comm = HostCommGroup(MakeSelfCommunicator(), MakeSelfCommunicator());
     HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, Layout{}, *checkpoint, backend_.get(), comm,
                                                model_options, nullptr));
@@ -75,7 +77,9 @@ class ModelBench {
 
   std::vector<Measurement> Run() {
     std::vector<Measurement> results;
-    for (int prompt : options_.prompts) results.push_back(Prefill(prompt));
+    for (int prompt : options_.prompts) {
+      for (int batch : options_.prompt_batches) results.push_back(Prefill(prompt, batch));
+    }
     for (int batch : options_.batches) results.push_back(Decode(batch));
     return results;
   }
@@ -106,16 +110,16 @@ class ModelBench {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
   }
 
-  Measurement Prefill(int tokens) {
-    tables_.resize(tokens / kBlockSize + 1);
+  Measurement Prefill(int tokens, int sequences) {
+    tables_.resize(sequences * blocks_per_sequence_);
     std::iota(tables_.begin(), tables_.end(), 0);
     Batch batch;
-    Append(0, 0, tokens, RowKind::kPrefill, &batch);
+    for (int s = 0; s < sequences; ++s) Append(s, 0, tokens, RowKind::kPrefill, &batch);
     double best = 1e30;
     for (int i = 0; i <= options_.repeats; ++i) best = std::min(best, Step(batch));
     StepShape shape;
-    shape.prefill.push_back({.start_pos = 0, .num_tokens = tokens});
-    return {"prefill", 1, tokens, best, CountStep(config_, Layout{}, *backend_, shape)};
+    shape.prefill.assign(sequences, {.start_pos = 0, .num_tokens = tokens});
+    return {"prefill", sequences, sequences * tokens, best, CountStep(config_, Layout{}, *backend_, shape)};
   }
 
   // A decode step's time is the mean over decode_steps; the best mean counts.
@@ -153,8 +157,7 @@ class ModelBench {
 };
 
 void Print(const std::vector<Measurement>& results, const BenchOptions& options, const Backend& backend) {
-  const double bandwidth = ReadBandwidthGBs(options.threads);
-  const double gflops = MatMulCeilingGflops(options.threads, SupportedCpuIsas().back());
+  const auto [bandwidth, gflops] = MeasureCeilings(options.device, options.threads);
   nlohmann::json out = {{"backend", backend.name()}, {"threads", options.threads},
                         {"read_GBs", bandwidth}, {"matmul_GFLOPs", gflops}, {"results", {}}};
   if (!options.json) {
@@ -197,6 +200,9 @@ int main(int argc, char** argv) {
   app.add_option("--cpu-isa", options.isa, "instruction set (default: the best of this machine)");
   app.add_option("--batch", options.batches, "decode batch sizes")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--prompt", options.prompts, "prefill lengths")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--prompt-batch", options.prompt_batches, "prompts of one prefill step")
+      ->check(CLI::Range(1, 256))
+      ->capture_default_str();
   app.add_option("--context", options.context, "tokens before decoding")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--steps", options.decode_steps, "decode steps per repeat")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--repeats", options.repeats, "the best of this many counts")->check(CLI::Range(1, 100))->capture_default_str();

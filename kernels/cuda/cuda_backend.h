@@ -23,8 +23,8 @@ int CudaDeviceCount();
 // binary was not compiled for. The backend is used on the thread that makes it.
 StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& options);
 
-// The stream on which a backend runs its ops, for collectives between them. REQUIRES: `backend` comes
-// from MakeCudaBackend and lives as long as the stream is used.
+// The stream on which a backend runs its ops, for collectives between them. REQUIRES: `backend`
+// comes from MakeCudaBackend and lives as long as the stream is used.
 CUstream_st* CudaBackendStream(const Backend& backend);
 
 }  // namespace hadal

@@ -7,8 +7,8 @@
 
 namespace hadal {
 
-// A CUDA, cuBLAS or NCCL call failed, or a kernel did: the device cannot be trusted any more. Caught
-// once, at the step loop.
+// A CUDA, cuBLAS or NCCL call failed, or a kernel did: the device cannot be trusted any more.
+// Caught once, at the step loop.
 class CudaError : public std::runtime_error {
  public:
   using std::runtime_error::runtime_error;

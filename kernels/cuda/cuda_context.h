@@ -43,7 +43,8 @@ class DeviceScratch {
   T* Allocate(int64_t count) {
     char* at = block_ + used_;
     used_ += Aligned(count * static_cast<int64_t>(sizeof(T)));
-    HADAL_CHECK(used_ <= bytes_, "an op needs {} bytes of scratch, {} were reserved", used_, bytes_);
+    HADAL_CHECK(used_ <= bytes_, "an op needs {} bytes of scratch, {} were reserved", used_,
+                bytes_);
     return reinterpret_cast<T*>(at);
   }
 

@@ -15,13 +15,15 @@ Status NoDevice(cudaError_t error) {
   cudaDriverGetVersion(&driver);
   cudaRuntimeGetVersion(&runtime);
   if (driver == 0) {
-    return FailedPrecondition("no CUDA device: the NVIDIA driver is not loaded; start on a GPU node or "
-                              "choose another device with --device");
+    return FailedPrecondition(
+        "no CUDA device: the NVIDIA driver is not loaded; start on a GPU node or "
+        "choose another device with --device");
   }
   if (error == cudaErrorInsufficientDriver) {
-    return FailedPrecondition("the NVIDIA driver supports CUDA {}.{}, this binary needs {}.{}; install "
-                              "a newer driver", driver / 1000, driver % 1000 / 10, runtime / 1000,
-                              runtime % 1000 / 10);
+    return FailedPrecondition(
+        "the NVIDIA driver supports CUDA {}.{}, this binary needs {}.{}; install "
+        "a newer driver",
+        driver / 1000, driver % 1000 / 10, runtime / 1000, runtime % 1000 / 10);
   }
   return FailedPrecondition("no CUDA device: {}; is CUDA_VISIBLE_DEVICES right?",
                             error == cudaSuccess ? "none is visible" : cudaGetErrorString(error));

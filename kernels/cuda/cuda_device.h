@@ -7,8 +7,8 @@
 
 namespace hadal {
 
-// Fills device, sm_count and arch for one of the visible devices, makes it the calling thread's, and
-// returns its name ("NVIDIA H100 80GB HBM3"). Refusals: see MakeCudaBackend.
+// Fills device, sm_count and arch for one of the visible devices, makes it the calling thread's,
+// and returns its name ("NVIDIA H100 80GB HBM3"). Refusals: see MakeCudaBackend.
 StatusOr<std::string> OpenCudaDevice(int device, CudaContext* context);
 
 }  // namespace hadal

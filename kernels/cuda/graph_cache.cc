@@ -13,8 +13,8 @@ GraphCache::~GraphCache() {
 
 cudaGraphExec_t GraphCache::Capture(uint64_t key, const std::function<void()>& ops) {
   const int64_t free_before = FreeDeviceBytes();
-  // Relaxed: the first run of an op may load its kernel or let a library allocate, which the stricter
-  // modes forbid. Nothing else works on this stream meanwhile.
+  // Relaxed: the first run of an op may load its kernel or let a library allocate, which the
+  // stricter modes forbid. Nothing else works on this stream meanwhile.
   HADAL_CUDA(cudaStreamBeginCapture(stream_, cudaStreamCaptureModeRelaxed));
   cudaGraph_t captured = nullptr;
   try {

@@ -17,8 +17,9 @@ class GraphCache {
   GraphCache(const GraphCache&) = delete;
   GraphCache& operator=(const GraphCache&) = delete;
 
-  // Key 0 runs `ops`. Another key captures them the first time (they run once, as a graph) and later
-  // launches that graph without calling `ops`. What `ops` throws passes through; nothing is kept then.
+  // Key 0 runs `ops`. Another key captures them the first time (they run once, as a graph) and
+  // later launches that graph without calling `ops`. What `ops` throws passes through; nothing is
+  // kept then.
   void Replay(uint64_t key, const std::function<void()>& ops);
 
  private:

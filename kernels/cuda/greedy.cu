@@ -5,7 +5,8 @@
 namespace hadal::cuda {
 namespace {
 
-// Rows are read once, so memory decides: four CTAs, 32 KiB of loads each, keep a multiprocessor busy.
+// Rows are read once, so memory decides: four CTAs, 32 KiB of loads each, keep a multiprocessor
+// busy.
 constexpr int kCtasPerSm = 4;
 
 template <int kCtas>

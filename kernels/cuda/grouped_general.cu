@@ -102,9 +102,12 @@ void LaunchGeneral(const GroupedArgs& a, bool gated, CudaContext& context) {
 template <typename Act>
 void LaunchForWeight(const GroupedArgs& a, DType weight, bool gated, CudaContext& context) {
   switch (weight) {
-    case DType::kF32: return LaunchGeneral<Act, float>(a, gated, context);
-    case DType::kBF16: return LaunchGeneral<Act, bf16>(a, gated, context);
-    case DType::kF8E4M3: return LaunchGeneral<Act, fp8>(a, gated, context);
+    case DType::kF32:
+      return LaunchGeneral<Act, float>(a, gated, context);
+    case DType::kBF16:
+      return LaunchGeneral<Act, bf16>(a, gated, context);
+    case DType::kF8E4M3:
+      return LaunchGeneral<Act, fp8>(a, gated, context);
   }
 }
 

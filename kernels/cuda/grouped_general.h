@@ -7,18 +7,18 @@ namespace hadal::cuda {
 
 // One matrix product over sorted rows, any shape and dtype, FP32 sums.
 struct GroupedArgs {
-  const void* x = nullptr;     // rows of k elements of act
+  const void* x = nullptr;  // rows of k elements of act
   int64_t x_stride = 0;
   const int32_t* source = nullptr;  // row r reads x[source[r] / source_div]; null: x[r]
   int source_div = 1;
-  const RowTile* tiles = nullptr;   // null: one expert, number 0, with `rows` rows
+  const RowTile* tiles = nullptr;  // null: one expert, number 0, with `rows` rows
   const int32_t* num_tiles = nullptr;
   int max_tiles = 0;
   int rows = 0;
   WeightView w;
-  int64_t n = 0;               // outputs of a row; gated: n gate rows, then n up rows
+  int64_t n = 0;  // outputs of a row; gated: n gate rows, then n up rows
   int64_t k = 0;
-  void* out = nullptr;         // [rows, n]: act when gated, float otherwise
+  void* out = nullptr;  // [rows, n]: act when gated, float otherwise
   int64_t out_stride = 0;
 };
 

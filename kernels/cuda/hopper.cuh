@@ -6,8 +6,8 @@
 
 namespace hadal::cuda {
 
-// Hopper's barriers, tensor copies and warpgroup products, one function per instruction. Addresses are
-// of shared memory.
+// Hopper's barriers, tensor copies and warpgroup products, one function per instruction. Addresses
+// are of shared memory.
 
 __device__ __forceinline__ void BarrierInit(uint32_t barrier, int arrivals) {
   asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");

@@ -20,7 +20,7 @@ const CudaPackedWeight& Packed(const PackedWeight* w) {
 void RunProduct(const Product& p, CudaContext& context) {
   if (p.m == 0) return;
   if (p.m > kFewRows && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
-  if (MatMulSkinny(p, context)) return;
+  if (MatMulFew(p, context) || MatMulSkinny(p, context)) return;
   MatMulGeneral(p, context);
 }
 
@@ -61,7 +61,7 @@ void Mlp(const MlpParams& p, CudaContext& context) {
                 .y_stride = p.width,
                 .m = p.tokens,
                 .silu_mul = true};
-  if (p.tokens > kFewRows || !MatMulSkinny(first, context)) {
+  if (p.tokens > kFewRows || !(MatMulFew(first, context) || MatMulSkinny(first, context))) {
     char* both = context.scratch.Allocate<char>(rows * w13.n * size);
     first.y = both;
     first.y_stride = w13.n;

@@ -20,16 +20,28 @@ struct Product {
   int m = 0;
   int matrices = 1;
   // y is [m, n / 2]: silu of the first half of the outputs times the second. Only of
-  // MatMulSkinny().
+  // MatMulSkinny() and MatMulFew().
   bool silu_mul = false;
 };
 
 // The ways to compute a product. A function returns false, and has done nothing, where its way does
-// not exist for these operands.
+// not exist for these operands. Weights are read before the kernel waits for the one before it:
+// where a kernel has written them, another one must have waited for it and only then have let its
+// successor start.
 bool MatMulGeneral(const Product& p, CudaContext& context);   // always exists
 bool MatMulSkinny(const Product& p, CudaContext& context);    // bf16 act; meant for few rows
+bool MatMulFew(const Product& p, CudaContext& context);       // the same, on Hopper
 bool MatMulCublas(const Product& p, CudaContext& context);    // bf16 act and weights
 bool MatMulCublasF8(const Product& p, CudaContext& context);  // rounds x to FP8, 1x128 scales
+
+// How MatMulFew() divides a product: outputs of a block (64 or 128), and blocks that share the inputs
+// (a power of two, at most a block's outputs / 16).
+struct FewPlan {
+  int rows = 0;
+  int splits = 0;
+};
+FewPlan ChooseFewPlan(const Product& p, const CudaContext& context);
+bool MatMulFew(const Product& p, const FewPlan& plan, CudaContext& context);
 
 // Chooses among them. What MatMul() and HeadMatMul() do.
 void RunProduct(const Product& p, CudaContext& context);

@@ -76,7 +76,7 @@ void LaunchTile(const Product& p, CudaContext& context) {
       Tile::kPartialBytes, std::min(a.split_steps, Tile::kStages) * Tile::kStageBytes));
   config.stream = context.stream;
   config.attrs = attributes;
-  config.numAttrs = 2;
+  config.numAttrs = context.arch >= 90 ? 2 : 0;
   HADAL_CUDA(cudaLaunchKernelEx(&config, SkinnyKernel<Tile>, a));
   HADAL_CUDA_LAUNCHED();
 }
@@ -93,7 +93,10 @@ void LaunchBf16(const Product& p, CudaContext& context) {
 void LaunchF8(const Product& p, CudaContext& context) {
   if (p.m <= 8) return LaunchTile<SkinnyTile<uint8_t, 1, 128, 6, 2>>(p, context);
   if (p.m <= 16) return LaunchTile<SkinnyTile<uint8_t, 2, 128, 5, 2>>(p, context);
-  if (p.m <= 32) return LaunchTile<SkinnyTile<uint8_t, 4, 128, 4, 2>>(p, context);
+  // The larger tiles need more shared memory than there is before Hopper.
+  if (p.m <= 32 || context.arch < 90) {
+    return LaunchTile<SkinnyTile<uint8_t, 4, 128, 4, 2>>(p, context);
+  }
   // Activations of 64 tokens are as many bytes as the weights of 128 outputs: twice as many outputs
   // per block, where there are enough, halve the traffic from L2.
   const int64_t wide_blocks = p.w->n / 256 * p.matrices * ((p.m + 63) / 64);

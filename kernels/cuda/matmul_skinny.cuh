@@ -3,6 +3,7 @@
 #include <cooperative_groups.h>
 
 #include "kernels/cuda/convert.cuh"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/skinny_load.cuh"
 
 // A product of few rows streams its weights: time is what memory takes to deliver them. A block
@@ -120,17 +121,32 @@ __device__ void StorePartial(const SkinnySums<Tile>& sums, int row0, int depth_g
   }
 }
 
+// The blocks that divide the inputs are a cluster; before Hopper there is one, with all inputs.
+__device__ __forceinline__ void SyncSplits() {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  __syncthreads();
+#else
+  cooperative_groups::this_cluster().sync();
+#endif
+}
+__device__ __forceinline__ const float* PartialOf(float* partial, [[maybe_unused]] int split) {
+#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ < 900
+  return partial;
+#else
+  return cooperative_groups::this_cluster().map_shared_rank(partial, split);
+#endif
+}
+
 // An output's sum over the cluster's blocks and their depth groups, always in the same order.
 template <typename Tile>
 __device__ float Total(float* partial, int token, int row) {
   constexpr int kMaxSplits = 8;
-  const auto cluster = cooperative_groups::this_cluster();
   const int splits = static_cast<int>(gridDim.x);
   float values[kMaxSplits][Tile::kDepthGroups];
 #pragma unroll
   for (int s = 0; s < kMaxSplits; ++s) {
     if (s >= splits) continue;
-    const float* other = cluster.map_shared_rank(partial, s);
+    const float* other = PartialOf(partial, s);
 #pragma unroll
     for (int d = 0; d < Tile::kDepthGroups; ++d) {
       values[s][d] = other[(d * Tile::kTokens + token) * Tile::kPartialStride + row];
@@ -224,9 +240,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   __syncthreads();
   float* partial = reinterpret_cast<float*>(shared);
   StorePartial<Tile>(sums, row0, depth_group, partial);
-  cooperative_groups::this_cluster().sync();
+  SyncSplits();
   WriteOutputs<Tile>(a, matrix, token_block, loader.tokens, partial);
-  cooperative_groups::this_cluster().sync();  // the others may still read this block's sums
+  SyncSplits();  // the others may still read this block's sums
 }
 
 }  // namespace hadal::cuda

@@ -1,6 +1,6 @@
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mla_ptx.cuh"
+#include "kernels/cuda/mla_flash.cuh"
 #include "kernels/cuda/mla_schedule.cuh"
 
 // Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by
@@ -10,6 +10,8 @@
 
 namespace hadal::cuda {
 namespace {
+
+using flash::RowState;
 
 constexpr int kRows = 16;
 constexpr int kDim = kDecodeDim;
@@ -98,13 +100,6 @@ __device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const DecodeIte
     }
   }
 }
-
-// What a thread holds of the softmax of rows `lane / 4` and `lane / 4 + 8`: l is its own share.
-struct RowState {
-  float m[2];
-  float l[2];
-  int limit[2];  // keys that the row's query sees
-};
 
 // Rows of the tile that hold no key of the item would bring NaNs into the products.
 __device__ __forceinline__ void ClearRows(char* stage, int valid) {

@@ -1,9 +1,7 @@
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mla_decode_wgmma.cuh"
 #include "kernels/cuda/mla_flash.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
-#include "kernels/cuda/mla_wgmma.cuh"
-#include "kernels/cuda/tensor_map.h"
 
 // Absorbed attention of 64 (query, head) pairs at a time on Hopper, latent 512 + rotary 64, bf16.
 // Two warpgroups share a tile of 64 keys, which serves as keys and as values: each makes the scores
@@ -13,87 +11,9 @@
 namespace hadal::cuda {
 namespace {
 
-constexpr int kRows = 64;
-constexpr int kDim = kDecodeDim;
-constexpr int kStages = 2;
-constexpr int kConsumers = 256;  // threads
-constexpr int kThreads = kConsumers + 128;
-constexpr int kBoxes = kDim / 64;
-constexpr int kBoxBytes = 64 * 128;  // 64 columns of 64 rows
-constexpr int kTileBytes = kBoxes * kBoxBytes;
-constexpr int kProducer = kConsumers;  // its first thread
-
-struct Shared {
-  char queries[kTileBytes];
-  char tiles[kStages][kTileBytes];
-  char weights[kBoxBytes];
-  float of_group[2][kRows];
-  uint64_t full[kStages], empty[kStages];
-  int schedule[32];
-  DecodeRun run;
-  DecodeSegment segment;  // thread 0 writes it between two barriers
-};
+using namespace decode64;
 
 #if HADAL_SM90A
-
-using Ring = DecodeRing<kStages>;
-
-__device__ __forceinline__ void SyncConsumers() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
-}
-
-// One thread brings in all tiles of the run.
-__device__ void Produce(const DecodeArgs& a, const CUtensorMap& cache, const DecodeRun& run,
-                        Shared& shared) {
-  DecodeItem item = LoadItem(a, run.item);
-  Ring ring;
-  int tile = run.tile;
-  int block = a.p.rows.block_tables[item.row.first_block + tile];
-  for (int left = run.tiles; left > 0; --left, ring.Advance()) {
-    const uint32_t full = SharedAddress(&shared.full[ring.stage]);
-    BarrierWait(SharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
-    BarrierArriveExpect(full, kTileBytes);
-    for (int b = 0; b < kBoxes; ++b) {
-      CopyBox(SharedAddress(shared.tiles[ring.stage] + b * kBoxBytes), &cache, b * 64,
-              block * kBlockSize, full);
-    }
-    if (left == 1) break;
-    if (++tile == item.tiles) {
-      item = NextItem(a, item.index);
-      tile = 0;
-    }
-    block = a.p.rows.block_tables[item.row.first_block + tile];
-  }
-}
-
-// The item's queries in the layout that the copy engine would have given them.
-__device__ void LoadQueries(const DecodeArgs& a, const DecodeItem& item, Shared& shared) {
-  constexpr int kPieces = kDim / 8;
-#pragma unroll 6
-  for (int i = threadIdx.x; i < kRows * kPieces; i += kConsumers) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const uint4 x = LoadQuery(a, item, item.first + row, piece * 8);
-    char* box = shared.queries + piece / 8 * kBoxBytes + row * 128;
-    *reinterpret_cast<uint4*>(box + (piece % 8 ^ row % 8) * 16) = x;
-  }
-  FenceAsync();
-  SyncConsumers();
-}
-
-// Waits for tile `tile` of the segment. Rows that hold no key would bring NaNs into the products.
-__device__ __forceinline__ void WaitTile(const DecodeSegment& s, int tile, Shared& shared,
-                                         const Ring& ring) {
-  BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
-  const int valid = s.item.keys - tile * kBlockSize;
-  if (valid >= kBlockSize) return;
-  for (int i = threadIdx.x; i < (kBlockSize - valid) * kBoxes * 8; i += kConsumers) {
-    const int row = valid + i / (kBoxes * 8), box = i / 8 % kBoxes;
-    char* at = shared.tiles[ring.stage] + box * kBoxBytes + row * 128 + i % 8 * 16;
-    *reinterpret_cast<uint4*>(at) = make_uint4(0, 0, 0, 0);
-  }
-  FenceAsync();
-  SyncConsumers();
-}
 
 // Starts s = queries times the warpgroup's 32 keys.
 __device__ __forceinline__ void StartScores(Shared& shared, int stage, int group,

@@ -30,8 +30,10 @@ __device__ void CopyRow(const In* in, int dim, Out* out) {
 template <typename Act, typename Cache>
 __global__ void GatherKernel(const Cache* cache, const int32_t* block_tables, int dim, Act* out,
                              const __grid_constant__ PrefillPiece piece) {
-  cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
+  // Not before: products fetch their weights before they wait for the kernel before them, and these
+  // weights may be what ExpandKernel has just written.
+  cudaTriggerProgrammaticLaunchCompletion();
   const int key = blockIdx.x * kKeysPerBlock + threadIdx.x / 32;
   if (key >= piece.keys) return;
   const PrefillSegment& s = piece.segments[SegmentOfKey(piece, key)];

@@ -8,11 +8,39 @@ namespace {
 
 constexpr int kThreads = 256;
 
+constexpr int kAtOnce = 8;  // rows whose loads are in flight together
+
 template <typename T, int kVec>
-__device__ __forceinline__ void AddScaled(const void* rows, int64_t at, float factor, float* sum) {
-  const auto x = *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(rows) + at);
+__device__ __forceinline__ Pack<T, kVec> LoadPack(const void* rows, int64_t at) {
+  return *reinterpret_cast<const Pack<T, kVec>*>(static_cast<const T*>(rows) + at);
+}
+template <typename T, int kVec>
+__device__ __forceinline__ void AddScaled(const Pack<T, kVec>& x, float factor, float* sum) {
 #pragma unroll
   for (int i = 0; i < kVec; ++i) sum[i] += factor * ToFloat(x.at[i]);
+}
+
+// sum += the choices first .. first + kAtOnce of token t at column c.
+template <typename Row, int kVec>
+__device__ __forceinline__ void AddChoices(const CombineArgs& a, int64_t t, int64_t c, int first,
+                                           float* sum) {
+  int row[kAtOnce];
+  float factor[kAtOnce];
+  Pack<Row, kVec> x[kAtOnce];
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    const int64_t choice = t * a.top_k + first + j;
+    row[j] = first + j < a.top_k ? a.row_of[choice] : -1;
+    factor[j] = row[j] >= 0 && a.weights != nullptr ? a.weights[choice] : 1.0f;
+  }
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (row[j] >= 0) x[j] = LoadPack<Row, kVec>(a.rows, int64_t{row[j]} * a.dim + c);
+  }
+#pragma unroll
+  for (int j = 0; j < kAtOnce; ++j) {
+    if (row[j] >= 0) AddScaled<Row, kVec>(x[j], factor[j], sum);
+  }
 }
 
 // One thread per kVec elements of one token.
@@ -25,13 +53,10 @@ __global__ void __launch_bounds__(kThreads) CombineKernel(CombineArgs a) {
   if (unit >= a.tokens * columns) return;
   const int64_t t = unit / columns, c = unit % columns * kVec;
   float sum[kVec] = {};
-  if (a.shared != nullptr) AddScaled<Row, kVec>(a.shared, t * a.dim + c, 1.0f, sum);
-  for (int j = 0; j < a.top_k; ++j) {
-    const int64_t row = a.row_of[t * a.top_k + j];
-    if (row < 0) continue;
-    const float factor = a.weights == nullptr ? 1.0f : a.weights[t * a.top_k + j];
-    AddScaled<Row, kVec>(a.rows, row * a.dim + c, factor, sum);
+  if (a.shared != nullptr) {
+    AddScaled<Row, kVec>(LoadPack<Row, kVec>(a.shared, t * a.dim + c), 1.0f, sum);
   }
+  for (int j = 0; j < a.top_k; j += kAtOnce) AddChoices<Row, kVec>(a, t, c, j, sum);
   Pack<Act, kVec> out;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<Act>(sum[i]);
@@ -66,8 +91,13 @@ void CombineRows(const CombineArgs& args, DType row_dtype, CudaContext& context)
 }
 
 void AddRows(const AddRowsParams& p, CudaContext& context) {
-  CombineRows({.shared = p.accumulate ? p.out : nullptr, .rows = p.rows, .row_of = p.row_of, .out = p.out,
-               .tokens = p.tokens, .top_k = p.width, .dim = p.dim},
+  CombineRows({.shared = p.accumulate ? p.out : nullptr,
+               .rows = p.rows,
+               .row_of = p.row_of,
+               .out = p.out,
+               .tokens = p.tokens,
+               .top_k = p.width,
+               .dim = p.dim},
               context.act, context);
 }
 

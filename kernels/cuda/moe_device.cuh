@@ -19,9 +19,13 @@ __device__ __forceinline__ float ToFloat(fp8 x) { return static_cast<float>(x); 
 template <typename T>
 __device__ __forceinline__ T FromFloat(float x);
 template <>
-__device__ __forceinline__ float FromFloat<float>(float x) { return x; }
+__device__ __forceinline__ float FromFloat<float>(float x) {
+  return x;
+}
 template <>
-__device__ __forceinline__ bf16 FromFloat<bf16>(float x) { return __float2bfloat16(x); }
+__device__ __forceinline__ bf16 FromFloat<bf16>(float x) {
+  return __float2bfloat16(x);
+}
 
 __device__ __forceinline__ float SiluMul(float gate, float up) {
   return gate / (1.0f + __expf(-gate)) * up;
@@ -65,13 +69,14 @@ struct WeightView {
 inline WeightView ViewOf(const PackedWeight* packed) {
   const auto* w = static_cast<const CudaPackedWeight*>(packed);
   if (w == nullptr) return {};
-  return {w->data,     w->n,          w->k,      w->stride, w->scale,
-          w->scale_n,  w->k_blocks,   w->scale_rows, w->k_lead};
+  return {w->data,    w->n,        w->k,          w->stride, w->scale,
+          w->scale_n, w->k_blocks, w->scale_rows, w->k_lead};
 }
 
 // Element k of a row of matrix i, in FP32. `row` points to the row, `scales` to its scales.
 template <typename W>
-__device__ __forceinline__ float WeightAt(const W* row, const float* scales, int k_lead, int64_t k) {
+__device__ __forceinline__ float WeightAt(const W* row, const float* scales, int k_lead,
+                                          int64_t k) {
   if constexpr (sizeof(W) == 1) {
     return ToFloat(row[k]) * __ldg(scales + (k + k_lead) / 128);
   } else {

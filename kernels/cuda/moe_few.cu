@@ -1,16 +1,15 @@
-#include "kernels/cuda/moe_few.h"
-
 #include <algorithm>
 
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_few.h"
 #include "kernels/cuda/moe_few_w13.cuh"
 #include "kernels/cuda/moe_few_w2.cuh"
 
 namespace hadal::cuda {
 namespace {
 
-// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Both blocks of
-// bf16 fit an SM together, so that w2 fetches while w13 ends.
+// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Both blocks
+// of bf16 fit an SM together, so that w2 fetches while w13 ends.
 constexpr int kW13Slots = 5;
 constexpr int kW2Slots = 4;
 constexpr int64_t kMaxSharedBytes = 227 * 1024;
@@ -75,7 +74,8 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
            (w->dtype == dtype && static_cast<const CudaPackedWeight*>(w)->k_lead % 16 == 0);
   };
   if (context.act != DType::kBF16 || context.arch < 80 || dtype == DType::kF32) return false;
-  if (p.tokens > kFewTokens || p.tokens * p.top_k > kFewRows || p.experts > kFewExperts) return false;
+  if (p.tokens > kFewTokens || p.tokens * p.top_k > kFewRows || p.experts > kFewExperts)
+    return false;
   if (p.dim % 8 != 0 || p.width == 0) return false;
   if (!fits(p.w13) || !fits(p.w2) || !fits(p.shared.w13) || !fits(p.shared.w2)) return false;
   // w13 starts at whole scale blocks: its k is never cut.

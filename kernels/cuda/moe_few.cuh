@@ -5,8 +5,8 @@
 namespace hadal::cuda {
 
 // Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
-// own share of k through a ring of shared memory that only it reads, and the warps of a block add up
-// their sums at the end of an item (16 weight rows).
+// own share of k through a ring of shared memory that only it reads, and the warps of a block add
+// up their sums at the end of an item (16 weight rows).
 
 inline constexpr int kFewTokens = 8;
 inline constexpr int kFewRows = 64;      // (token, choice) pairs
@@ -15,21 +15,21 @@ inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 
 struct FewArgs {
-  const void* x = nullptr;          // [tokens, dim] bf16
+  const void* x = nullptr;  // [tokens, dim] bf16
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
   const int32_t* local_index = nullptr;
   WeightView w13, w2, shared13, shared2;
-  bf16* hidden = nullptr;           // [tokens, top_k, hidden_stride]
-  bf16* shared_hidden = nullptr;    // [tokens, shared_stride]
-  bf16* out = nullptr;              // [tokens, dim]
+  bf16* hidden = nullptr;         // [tokens, top_k, hidden_stride]
+  bf16* shared_hidden = nullptr;  // [tokens, shared_stride]
+  bf16* out = nullptr;            // [tokens, dim]
   int tokens = 0;
   int top_k = 0;
   int experts = 0;
   int dim = 0;
   int width = 0;
-  int shared_width = 0;             // 0: there is none
-  int hidden_stride = 0;            // width rounded up to 8; what is beyond width is 0
+  int shared_width = 0;   // 0: there is none
+  int hidden_stride = 0;  // width rounded up to 8; what is beyond width is 0
   int shared_stride = 0;
 };
 
@@ -92,8 +92,8 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
 template <typename W, bool kWithActivations>
 struct FewSlot {
   static constexpr int kStepK = 128 / sizeof(W);
-  static constexpr int kParts = 2;                          // of 64 bytes a row
-  static constexpr int kWeightBytes = kParts * 2 * 512;     // [part][row half][lane] 16
+  static constexpr int kParts = 2;                       // of 64 bytes a row
+  static constexpr int kWeightBytes = kParts * 2 * 512;  // [part][row half][lane] 16
   static constexpr int kXBytes = kWithActivations ? kParts * 512 * kXVectors<W> : 0;
   static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
   static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;
@@ -109,9 +109,15 @@ struct FewSource {
   int lead;   // bytes by which the first step starts before the row
 };
 
+// Without the division of w.scales(): a warp comes here every few steps.
+__device__ __forceinline__ const float* ScalesOf(const WeightView& w, int matrix, int row) {
+  const int block = w.scale_rows == 1 ? row : row / 128;
+  return w.scale + (int64_t{matrix} * w.scale_n + block) * w.k_blocks;
+}
+
 template <typename W>
-__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0, int row1,
-                                                 int limit0, int limit1) {
+__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
+                                                 int row1, int limit0, int limit1) {
   FewSource<W> s;
   const int row[2] = {row0, row1}, limit[2] = {limit0, limit1};
 #pragma unroll
@@ -119,7 +125,7 @@ __device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix
     s.valid[h] = row[h] < limit[h];
     const int inside = s.valid[h] ? row[h] : 0;
     s.row[h] = reinterpret_cast<const char*>(w.matrix<W>(matrix) + inside * w.stride);
-    s.scales[h] = sizeof(W) == 1 ? w.scales(matrix, inside) : nullptr;
+    s.scales[h] = sizeof(W) == 1 ? ScalesOf(w, matrix, inside) : nullptr;
   }
   s.bytes = static_cast<int>(w.stride * sizeof(W));
   s.lead = sizeof(W) == 1 ? w.k_lead : 0;
@@ -150,18 +156,37 @@ __device__ __forceinline__ void CopyWeights(uint32_t slot, const FewSource<W>& f
 }
 
 // acc += the slot's weights times activations: x_at(part, i) is where the lane's vector i of a part
-// lies in shared memory.
+// lies in shared memory. Four sums in turn, as a product waits for the one before it.
 template <typename W, bool kWithActivations, typename XAt>
 __device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XAt x_at) {
+  constexpr int kParts = FewSlot<W, kWithActivations>::kParts;
   const int lane = threadIdx.x % 32;
+  WeightOperand<W> w[kParts];
+  TokenOperand<W> tokens[kParts];
 #pragma unroll
-  for (int part = 0; part < FewSlot<W, kWithActivations>::kParts; ++part) {
+  for (int part = 0; part < kParts; ++part) {
     const uint4 w0 = LoadShared16(slot + part * 2 * 512 + lane * 16);
     const uint4 w1 = LoadShared16(slot + (part * 2 + 1) * 512 + lane * 16);
     uint4 x[kXVectors<W>];
 #pragma unroll
     for (int i = 0; i < kXVectors<W>; ++i) x[i] = LoadShared16(x_at(part, i));
-    Multiply(acc, WeightsOf<W>(w0, w1), TokensOf<W>(x));
+    w[part] = WeightsOf<W>(w0, w1);
+    tokens[part] = TokensOf<W>(x);
+  }
+  MmaSums other[2 * kParts - 1] = {};
+#pragma unroll
+  for (int i = 0; i < kMmas<W>; ++i) {
+#pragma unroll
+    for (int part = 0; part < kParts; ++part) {
+      const int chain = i % 2 * kParts + part;
+      const uint32_t(&a)[4] = w[part].a[i];
+      const uint32_t(&b)[2] = tokens[part].b[i];
+      Mma(chain == 0 ? acc : other[chain - 1], a[0], a[1], a[2], a[3], b[0], b[1]);
+    }
+  }
+#pragma unroll
+  for (int j = 0; j < 4; ++j) {
+    acc.at[j] += (other[0].at[j] + other[1].at[j]) + other[2].at[j];
   }
 }
 

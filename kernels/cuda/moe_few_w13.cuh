@@ -28,7 +28,10 @@ struct W13Items {
   int tiles;  // of one expert
 
   __device__ W13Items(const FewArgs& args, const FewJobs& found)
-      : a(args), jobs(found), shared_items((args.shared_width + 7) / 8), tiles((args.width + 7) / 8) {}
+      : a(args),
+        jobs(found),
+        shared_items((args.shared_width + 7) / 8),
+        tiles((args.width + 7) / 8) {}
   __device__ int count() const { return shared_items + jobs.count * tiles; }
   __device__ FewSource<W> Source(int item) const {
     const int g = threadIdx.x % 32 / 4;
@@ -49,7 +52,7 @@ struct W13Producer {
   uint32_t ring;  // of this warp
   int own_steps;  // of this warp per item
   int item;
-  int step = 0;   // among own_steps
+  int step = 0;  // among own_steps
   int slot = 0;
   FewSource<W> source;
 
@@ -98,7 +101,8 @@ __device__ void LoadTokens(const FewArgs& a, char* to) {
     const int t = i / chunks, c = i % chunks;
     uint4 v = {0, 0, 0, 0};
     if (c * 8 < a.dim) {
-      v = __ldcg(reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) + int64_t{t} * a.dim) + c);
+      v = __ldcg(
+          reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) + int64_t{t} * a.dim) + c);
     }
     *reinterpret_cast<uint4*>(to + t * stride + c * 16) = v;
   }
@@ -129,7 +133,8 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   for (; issued < kSlots - 1; ++issued) producer.Issue(items, count);
 
   const int token = min(lane / 4, a.tokens - 1);
-  const uint32_t x = SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * 16 * kXVectors<W>;
+  const uint32_t x =
+      SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * 16 * kXVectors<W>;
   int slot = 0, turn = 0;
   for (int item = blockIdx.x; item < count; item += gridDim.x, turn ^= 1) {
     MmaSums total = {};

@@ -45,8 +45,11 @@ struct W2Items {
     return width == 0 ? 0 : (width + lead + Slot::kStepK - 1) / Slot::kStepK;
   }
   __device__ W2Items(const FewArgs& args, const FewJobs& found)
-      : a(args), jobs(found), shared_steps(StepsOf(args.shared2, args.shared_width)),
-        steps(StepsOf(args.w2, args.width)), count((args.dim + 15) / 16) {}
+      : a(args),
+        jobs(found),
+        shared_steps(StepsOf(args.shared2, args.shared_width)),
+        steps(StepsOf(args.w2, args.width)),
+        count((args.dim + 15) / 16) {}
   __device__ W2Cursor Begin() const {
     W2Cursor c{-1, static_cast<int>(threadIdx.x / 32), OwnSteps(shared_steps + jobs.count * steps)};
     c.Settle(shared_steps, steps);
@@ -142,7 +145,8 @@ __device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int 
   total.at[3] += scale1 * weight.y * acc.at[3];
 }
 
-__device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums, int turn) {
+__device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums,
+                                         int turn) {
   const int at = static_cast<int>(threadIdx.x);  // sums' index: lane * 4 + (row half, column bit)
   if (at >= 128) return;
   const int lane = at / 4, row = item * 16 + lane / 4 + at % 4 / 2 * 8;

@@ -7,8 +7,8 @@
 namespace hadal::cuda {
 
 // Pieces of the weight-streaming products. A weight row is the A side of mma.sync m16n8k16, a token
-// the B side. The order of k within a product is free, so a lane multiplies the 16 consecutive bytes
-// that it loads: no shuffles, no ldmatrix.
+// the B side. The order of k within a product is free, so a lane multiplies the 16 consecutive
+// bytes that it loads: no shuffles, no ldmatrix.
 
 struct MmaSums {
   float at[4];  // row g: columns 2q, 2q + 1; row g + 8: the same; g = lane / 4, q = lane % 4
@@ -31,7 +31,9 @@ __device__ __forceinline__ void CopyAsync16(uint32_t to, const void* from, bool 
 __device__ __forceinline__ void CopyAsync4(uint32_t to, const void* from) {
   asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(to), "l"(from));
 }
-__device__ __forceinline__ void CommitCopies() { asm volatile("cp.async.commit_group;" ::: "memory"); }
+__device__ __forceinline__ void CommitCopies() {
+  asm volatile("cp.async.commit_group;" ::: "memory");
+}
 template <int kPending>
 __device__ __forceinline__ void AwaitCopies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kPending) : "memory");

@@ -93,6 +93,7 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
     if (threadIdx.x == 0) {
       first[experts] = totals.x;
       first_tile[experts] = totals.y;
+      *a.out.num_rows = totals.x;
       *a.out.num_tiles = totals.y;
     }
   }
@@ -110,10 +111,10 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
 
 __global__ void __launch_bounds__(kThreads) SortRowsKernel(SortArgs a) {
   extern __shared__ int shared[];
-  int* counts = shared;  // [kWarps][local_experts]
+  int* counts = shared;                                    // [kWarps][local_experts]
   int* first = counts + kWarps * a.choices.local_experts;  // [local_experts + 1]
   int* first_tile = first + a.choices.local_experts + 1;
-  int* local = first_tile + a.choices.local_experts + 1;   // [experts]
+  int* local = first_tile + a.choices.local_experts + 1;  // [experts]
   WaitForPrevious();
   AllowNext();
   for (int i = threadIdx.x; i < kWarps * a.choices.local_experts; i += kThreads) counts[i] = 0;
@@ -152,7 +153,8 @@ MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context)
   rows.source = context.scratch.Allocate<int32_t>(choices.rows);
   rows.row_of = context.scratch.Allocate<int32_t>(choices.rows);
   rows.tiles = context.scratch.Allocate<RowTile>(rows.max_tiles);
-  rows.num_tiles = context.scratch.Allocate<int32_t>(1);
+  rows.num_tiles = context.scratch.Allocate<int32_t>(2);
+  rows.num_rows = rows.num_tiles + 1;
   const int64_t bytes =
       ((kWarps + 2) * int64_t{choices.local_experts} + 2 + choices.experts) * int64_t{sizeof(int)};
   static const bool once = [] {
@@ -166,7 +168,7 @@ MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context)
 }
 
 int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows) {
-  return 2 * DeviceScratch::Aligned(rows * 4) + DeviceScratch::Aligned(4) +
+  return 2 * DeviceScratch::Aligned(rows * 4) + DeviceScratch::Aligned(8) +
          DeviceScratch::Aligned(MaxTiles(rows, local_experts, tile_rows) *
                                 static_cast<int64_t>(sizeof(RowTile)));
 }

@@ -19,6 +19,7 @@ struct MoeRows {
   int32_t* row_of = nullptr;     // [tokens, top_k] sorted row, or -1: of another rank
   RowTile* tiles = nullptr;      // [num_tiles] in order of expert
   int32_t* num_tiles = nullptr;  // [1]
+  int32_t* num_rows = nullptr;   // [1]
   int max_tiles = 0;             // bound of num_tiles, known to the host
 };
 

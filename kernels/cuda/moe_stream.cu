@@ -28,6 +28,18 @@ void LaunchPart(const StreamArgs& args, DType dtype, bool gated, int tokens, int
   }
 }
 
+void SetInput(const void* x, int k, StreamPart& part) {
+  part.x = static_cast<const bf16*>(x);
+  part.x_stride = part.k = k;
+}
+
+void SetOutput(const PackedWeight* w, int64_t n, void* out, int stride, StreamPart& part) {
+  part.w = ViewOf(w);
+  part.n = static_cast<int>(n);
+  part.out = out;
+  part.out_stride = stride;
+}
+
 }  // namespace
 
 bool MoeStreamFits(const MoeParams& p, const CudaContext& context) {
@@ -42,38 +54,48 @@ bool MoeStreamFits(const MoeParams& p, const CudaContext& context) {
 }
 
 void MoeStream(const MoeParams& p, CudaContext& context) {
-  DeviceScratch::Scope scope(context.scratch);
+  DeviceScratch& scratch = context.scratch;
+  DeviceScratch::Scope scope(scratch);
   const int rows = p.tokens * p.top_k, tokens = TileTokens(p), dim = static_cast<int>(p.dim);
   const MoeRows sorted =
       SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, tokens, context);
   const int stride = RoundUp8(p.width), shared_stride = RoundUp8(p.shared.width);
   const bool has_shared = p.shared.w13 != nullptr;
-  bf16* hidden = context.scratch.Allocate<bf16>(int64_t{rows} * stride);
-  float* out = context.scratch.Allocate<float>(int64_t{rows} * dim);
-  bf16* shared_hidden = has_shared ? context.scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride) : nullptr;
-  float* shared_out = has_shared ? context.scratch.Allocate<float>(int64_t{p.tokens} * dim) : nullptr;
+  bf16* hidden = scratch.Allocate<bf16>(int64_t{rows} * stride);
+  float* out = scratch.Allocate<float>(int64_t{rows} * dim);
+  bf16* shared_hidden = scratch.Allocate<bf16>(int64_t{p.tokens} * shared_stride);
+  float* shared_out = scratch.Allocate<float>(has_shared ? int64_t{p.tokens} * dim : 0);
 
   StreamArgs a;
-  a.experts = {.x = static_cast<const bf16*>(p.x), .source = sorted.source, .source_div = p.top_k,
-               .x_stride = dim, .k = dim, .tiles = sorted.tiles, .num_tiles = sorted.num_tiles,
-               .n = static_cast<int>(p.width), .w = ViewOf(p.w13), .out = hidden, .out_stride = stride};
+  a.experts.source = sorted.source;
+  a.experts.source_div = p.top_k;
+  a.experts.tiles = sorted.tiles;
+  a.experts.num_tiles = sorted.num_tiles;
+  SetInput(p.x, dim, a.experts);
+  SetOutput(p.w13, p.width, hidden, stride, a.experts);
   if (has_shared) {
-    a.shared = {.x = static_cast<const bf16*>(p.x), .x_stride = dim, .k = dim, .rows = p.tokens,
-                .n = static_cast<int>(p.shared.width), .w = ViewOf(p.shared.w13),
-                .out = shared_hidden, .out_stride = shared_stride};
+    a.shared.rows = p.tokens;
+    SetInput(p.x, dim, a.shared);
+    SetOutput(p.shared.w13, p.shared.width, shared_hidden, shared_stride, a.shared);
   }
   LaunchPart(a, p.w13->dtype, true, tokens, sorted.max_tiles, context);
 
-  a.experts = {.x = hidden, .x_stride = stride, .k = stride, .tiles = sorted.tiles,
-               .num_tiles = sorted.num_tiles, .n = dim, .w = ViewOf(p.w2), .out = out,
-               .out_stride = dim};
+  a.experts.source = nullptr;
+  SetInput(hidden, stride, a.experts);
+  SetOutput(p.w2, dim, out, dim, a.experts);
   if (has_shared) {
-    a.shared = {.x = shared_hidden, .x_stride = shared_stride, .k = shared_stride, .rows = p.tokens,
-                .n = dim, .w = ViewOf(p.shared.w2), .out = shared_out, .out_stride = dim};
+    SetInput(shared_hidden, shared_stride, a.shared);
+    SetOutput(p.shared.w2, dim, shared_out, dim, a.shared);
   }
   LaunchPart(a, p.w13->dtype, false, tokens, sorted.max_tiles, context);
-  CombineRows({.shared = shared_out, .rows = out, .row_of = sorted.row_of, .weights = p.weights,
-               .out = p.out, .tokens = p.tokens, .top_k = p.top_k, .dim = p.dim},
+  CombineRows({.shared = has_shared ? shared_out : nullptr,
+               .rows = out,
+               .row_of = sorted.row_of,
+               .weights = p.weights,
+               .out = p.out,
+               .tokens = p.tokens,
+               .top_k = p.top_k,
+               .dim = p.dim},
               DType::kF32, context);
 }
 

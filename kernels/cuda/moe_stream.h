@@ -12,13 +12,13 @@ struct StreamPart {
   const int32_t* source = nullptr;  // row r reads x row source[r] / source_div; null: x row r
   int source_div = 1;
   int x_stride = 0;
-  int k = 0;                        // of x; beyond it x is not read
+  int k = 0;  // of x; beyond it x is not read
   const RowTile* tiles = nullptr;
   const int32_t* num_tiles = nullptr;
-  int rows = 0;                     // without tiles
-  int n = 0;                        // outputs: pairs of gate and up rows when gated; 0: no such part
+  int rows = 0;  // without tiles
+  int n = 0;     // outputs: pairs of gate and up rows when gated; 0: no such part
   WeightView w;
-  void* out = nullptr;              // [rows, out_stride]: bf16 when gated, float otherwise
+  void* out = nullptr;  // [rows, out_stride]: bf16 when gated, float otherwise
   int out_stride = 0;
 };
 

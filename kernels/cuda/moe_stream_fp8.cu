@@ -3,7 +3,7 @@
 namespace hadal::cuda {
 
 void LaunchStreamFp8(const StreamArgs& args, bool gated, int tokens, int max_items,
-                      CudaContext& context) {
+                     CudaContext& context) {
   LaunchStreamOf<fp8>(args, gated, tokens, max_items, context);
 }
 

@@ -12,21 +12,21 @@ inline constexpr int kTileRows = 128;  // rows of one tile
 
 // One of the two products of an item list: the shared MLP (`tiles` null) or the experts.
 struct TilePart {
-  const void* x = nullptr;          // rows of x_stride elements of the weights' type
-  const float* x_scale = nullptr;   // FP8: [x rows, x_blocks], one per row and 128 of k
+  const void* x = nullptr;         // rows of x_stride elements of the weights' type
+  const float* x_scale = nullptr;  // FP8: [x rows, x_blocks], one per row and 128 of k
   int x_blocks = 0;
   const int32_t* source = nullptr;  // row r reads x row source[r] / source_div; null: x row r
   int source_div = 1;
   int x_stride = 0;
-  int k = 0;                        // of x; beyond it x is not read
+  int k = 0;  // of x; beyond it x is not read
   const RowTile* tiles = nullptr;
   const int32_t* num_tiles = nullptr;
-  int rows = 0;                     // without tiles
-  int n = 0;                        // outputs: pairs of gate and up rows when gated; 0: no such part
+  int rows = 0;  // without tiles
+  int n = 0;     // outputs: pairs of gate and up rows when gated; 0: no such part
   WeightView w;
   int matrices = 1;
-  bf16* out = nullptr;              // [rows, out_stride]
-  int out_stride = 0;               // when gated, columns from n up to it become 0
+  bf16* out = nullptr;  // [rows, out_stride]
+  int out_stride = 0;   // when gated, columns from n up to it become 0
 };
 
 struct TileArgs {
@@ -38,12 +38,16 @@ struct TileArgs {
 
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
+// REQUIRES: scale blocks of 128 rows, w.k_lead 0, n and k multiples of 64 and 16.
+void LaunchTileFp8(TileArgs& args, bool gated, int max_tiles, CudaContext& context);
 
-// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2 bytes.
+// Boxes of 128 bytes by `box_rows` rows of all matrices, in the 128-byte swizzle; a column is 2
+// bytes.
 CUtensorMap WeightMap(const TilePart& part, DType dtype, int box_rows);
 
 // Moe() of many rows per expert.
 bool MoeTileFits(const MoeParams& p, const CudaContext& context);
 void MoeTile(const MoeParams& p, CudaContext& context);
+int64_t MoeTileBytes(const OpLimits& limits);
 
 }  // namespace hadal::cuda

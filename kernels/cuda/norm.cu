@@ -35,9 +35,9 @@ struct NormArgs {
   float eps;
 };
 
-// The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per thread,
-// which keeps it in registers: memory is read once. Weights are there before the kernel in front of
-// this one ends.
+// The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per
+// thread, which keeps it in registers: memory is read once. Weights are there before the kernel in
+// front of this one ends.
 template <typename T>
 __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<T> a) {
   const int64_t i = threadIdx.x * kVector;

@@ -20,8 +20,8 @@ struct CudaPackedWeight : PackedWeight {
   // kF8E4M3: element (r, c) of matrix i is code * scale[(i * scale_n + r / scale_rows) * k_blocks +
   // (c + k_lead) / 128].
   const float* scale = nullptr;  // device
-  int scale_rows = 1;            // 128 when the blocks of all sources begin at multiples of 128 rows
-                                 // of the stacked matrix, 1 otherwise
+  int scale_rows = 1;  // 128 when the blocks of all sources begin at multiples of 128 rows
+                       // of the stacked matrix, 1 otherwise
   int64_t scale_n = 0;           // ceil(n / scale_rows)
   int64_t k_blocks = 0;
   int k_lead = 0;                // columns of the first block that the slice leaves out

@@ -1,15 +1,21 @@
+#include <algorithm>
+
 #include "kernels/cuda/grouped_general.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/route.h"
 #include "kernels/cuda/route_choice.cuh"
+#include "kernels/cuda/route_product.cuh"
 
 namespace hadal::cuda {
 namespace {
 
 constexpr int kDotThreads = 256;
 constexpr int kDotWarps = kDotThreads / 32;
-constexpr int kDotTokens = 8;     // of one block
-constexpr int kMaxDotTokens = 64; // beyond: a tiled product reads the gate less often
+constexpr int kDotTokens = 8;      // of one block
+constexpr int kMaxDotTokens = 32;  // beyond: a tiled product reads the gate less often
+constexpr int kFewDotTokens = 4;   // beyond, bf16 tokens go to the tensor cores
+constexpr int kMaxSplits = 32;     // of k, so that few tokens keep all SMs busy
 constexpr int kChooseWarps = 4;
 
 // Brings a row into the L2 cache; the gate does not depend on earlier kernels.
@@ -19,8 +25,8 @@ __device__ void PrefetchRow(const float* row, int64_t count) {
   }
 }
 
-// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as there
-// are experts.
+// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as
+// there are experts.
 template <typename Act, int kVec>
 __global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* logits) {
   __shared__ float partial[kDotTokens][kDotWarps];
@@ -57,15 +63,56 @@ __global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* l
   }
 }
 
-__global__ void __launch_bounds__(kChooseWarps * 32) ChooseKernel(RouteParams p,
-                                                                  const float* logits) {
-  extern __shared__ float scratch[];  // [kChooseWarps][kRouteScratch][experts]
-  const int warp = threadIdx.x / 32;
-  const int64_t t = int64_t{blockIdx.x} * kChooseWarps + warp;
+__global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs a) {
+  extern __shared__ __align__(128) char memory[];
+  const uint32_t ring = SharedAddress(memory);
+  const int first = static_cast<int>(blockIdx.z) * a.steps;
+  // The gate does not depend on earlier kernels: its copies belong to the first group.
+  for (int i = 0; i < min(kRouteSlots - 1, a.steps); ++i) {
+    CopyGateStep(a, ring + i * kRouteSlotBytes, first + i);
+  }
   WaitForPrevious();
   AllowNext();
-  if (t >= p.tokens) return;
-  RouteToken(p, logits + t * p.experts, t, scratch + warp * kRouteScratch * p.experts);
+  for (int i = 0; i < kRouteSlots - 1; ++i) {
+    if (i < a.steps) CopyTokenStep(a, ring + i * kRouteSlotBytes, first + i);
+    CommitCopies();
+  }
+  MmaSums sums[kRouteTokens / 8] = {};
+  for (int i = 0; i < a.steps; ++i) {
+    AwaitCopies<kRouteSlots - 2>();
+    __syncthreads();
+    const int next = i + kRouteSlots - 1;
+    if (next < a.steps) {
+      const uint32_t slot = ring + next % kRouteSlots * kRouteSlotBytes;
+      CopyGateStep(a, slot, first + next);
+      CopyTokenStep(a, slot, first + next);
+    }
+    CommitCopies();
+    MultiplyRouteStep(ring + i % kRouteSlots * kRouteSlotBytes, sums);
+  }
+  StoreLogits(a, sums);
+}
+
+// A warp for each of the block's tokens; all threads add up their logits: [splits, tokens,
+// experts].
+__global__ void __launch_bounds__(kChooseWarps * 32)
+    ChooseKernel(RouteParams p, const float* logits, int splits, int block_tokens) {
+  extern __shared__ float scratch[];  // [block_tokens][kRouteScratch][experts]
+  const int first = static_cast<int>(blockIdx.x) * block_tokens;
+  const int count = min(block_tokens, p.tokens - first), warp = threadIdx.x / 32;
+  const int64_t split_stride = int64_t{p.tokens} * p.experts;
+  WaitForPrevious();
+  AllowNext();
+  for (int i = threadIdx.x; i < count * p.experts; i += kChooseWarps * 32) {
+    const float* from = logits + int64_t{first} * p.experts + i;
+    float sum = 0;
+#pragma unroll 16
+    for (int s = 0; s < splits; ++s) sum += __ldcg(from + s * split_stride);
+    const int token = i / p.experts;
+    scratch[token * kRouteScratch * p.experts + (i - token * p.experts)] = sum;
+  }
+  __syncthreads();
+  if (warp < count) RouteToken(p, first + warp, scratch + warp * kRouteScratch * p.experts);
 }
 
 template <typename Act>
@@ -79,28 +126,74 @@ void LaunchDots(const RouteParams& p, float* logits, CudaContext& context) {
   }
 }
 
+int64_t LogitCount(int64_t tokens, int64_t experts) {
+  return std::max<int64_t>(tokens * experts, int64_t{1} << 20);
+}
+
+int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+
+// A block per SM while k can be split for it, two where there are many tokens; no more partial sums
+// than there is room for.
+int LaunchProduct(const RouteParams& p, float* logits, CudaContext& context) {
+  const int tiles_x = CeilDiv(p.tokens, kRouteTokens), tiles_y = CeilDiv(p.experts, kRouteExperts);
+  const int all_steps = CeilDiv(p.dim, kRouteStep);
+  const int64_t room = LogitCount(p.tokens, p.experts) / (int64_t{p.tokens} * p.experts);
+  const int wanted = static_cast<int>(
+      std::clamp<int64_t>((tiles_x > 8 ? 2 : 1) * context.sm_count / (tiles_x * tiles_y), 1,
+                          std::min<int64_t>({kMaxSplits, room, all_steps})));
+  const int steps = CeilDiv(all_steps, wanted), splits = CeilDiv(all_steps, steps);
+  constexpr int kBytes = kRouteSlots * kRouteSlotBytes;
+  static const bool once = [] {
+    HADAL_CUDA(
+        cudaFuncSetAttribute(ProductKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes));
+    return true;
+  }();
+  (void)once;
+  Launch(ProductKernel, dim3(tiles_x, tiles_y, splits), kRouteThreads, kBytes, context,
+         RouteProductArgs{static_cast<const bf16*>(p.x), p.gate, logits, p.tokens, p.experts,
+                          static_cast<int>(p.dim), steps});
+  return splits;
+}
+
+void LaunchGeneral(const RouteParams& p, float* logits, CudaContext& context) {
+  const WeightView gate{.data = p.gate, .n = p.experts, .k = p.dim, .stride = p.dim};
+  GroupedGeneral({.x = p.x,
+                  .x_stride = p.dim,
+                  .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
+                  .rows = p.tokens,
+                  .w = gate,
+                  .n = p.experts,
+                  .k = p.dim,
+                  .out = logits,
+                  .out_stride = p.experts},
+                 DType::kF32, false, context);
+}
+
 }  // namespace
 
 void Route(const RouteParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   HADAL_CHECK(p.experts <= 512 && p.top_k <= p.experts && p.experts % p.groups == 0);
   DeviceScratch::Scope scope(context.scratch);
-  float* logits = context.scratch.Allocate<float>(int64_t{p.tokens} * p.experts);
-  if (p.tokens > kMaxDotTokens) {
-    WeightView gate{.data = p.gate, .n = p.experts, .k = p.dim, .stride = p.dim};
-    GroupedGeneral({.x = p.x, .x_stride = p.dim,
-                    .max_tiles = (p.tokens + kGeneralTileRows - 1) / kGeneralTileRows,
-                    .rows = p.tokens, .w = gate, .n = p.experts, .k = p.dim, .out = logits,
-                    .out_stride = p.experts},
-                   DType::kF32, false, context);
+  float* logits = context.scratch.Allocate<float>(LogitCount(p.tokens, p.experts));
+  int splits = 1;
+  if (p.tokens > kFewDotTokens && context.act == DType::kBF16 && p.dim % 8 == 0) {
+    splits = LaunchProduct(p, logits, context);
+  } else if (p.tokens > kMaxDotTokens) {
+    LaunchGeneral(p, logits, context);
   } else if (context.act == DType::kF32) {
     LaunchDots<float>(p, logits, context);
   } else {
     LaunchDots<bf16>(p, logits, context);
   }
-  const auto blocks = static_cast<unsigned>((p.tokens + kChooseWarps - 1) / kChooseWarps);
-  const int64_t scratch = kChooseWarps * kRouteScratch * int64_t{p.experts} * 4;
-  Launch(ChooseKernel, blocks, kChooseWarps * 32, scratch, context, p, logits);
+  const int block_tokens = splits > 4 ? 1 : kChooseWarps;
+  const int64_t scratch = block_tokens * kRouteScratch * int64_t{p.experts} * 4;
+  Launch(ChooseKernel, CeilDiv(p.tokens, block_tokens), kChooseWarps * 32, scratch, context, p,
+         logits, splits, block_tokens);
+}
+
+int64_t RouteScratchBytes(const OpLimits& limits) {
+  return DeviceScratch::Aligned(LogitCount(limits.tokens, limits.experts) * 4);
 }
 
 }  // namespace hadal::cuda

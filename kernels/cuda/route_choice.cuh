@@ -36,18 +36,18 @@ __device__ __forceinline__ float WarpSum(float x) {
   return x;
 }
 
-// scores[e] from logits[e], by the warp.
-__device__ inline void ScoreExperts(const RouteParams& p, const float* logits, float* scores) {
+// Logits become scores in place, by the warp.
+__device__ inline void ScoreExperts(const RouteParams& p, float* scores) {
   const int lane = threadIdx.x % 32;
   if (p.score == RouterScore::kSigmoid) {
-    for (int e = lane; e < p.experts; e += 32) scores[e] = 1.0f / (1.0f + expf(-logits[e]));
+    for (int e = lane; e < p.experts; e += 32) scores[e] = 1.0f / (1.0f + expf(-scores[e]));
     return;
   }
   float top = -INFINITY, sum = 0;
-  for (int e = lane; e < p.experts; e += 32) top = fmaxf(top, logits[e]);
+  for (int e = lane; e < p.experts; e += 32) top = fmaxf(top, scores[e]);
   top = WarpMax(top);
   for (int e = lane; e < p.experts; e += 32) {
-    scores[e] = expf(logits[e] - top);
+    scores[e] = expf(scores[e] - top);
     sum += scores[e];
   }
   sum = WarpSum(sum);
@@ -130,10 +130,9 @@ __device__ inline void TakeBest(const RouteParams& p, const float* scores, const
   for (int j = lane; j < p.top_k; j += 32) weights[j] = scores[ids[j]] * factor;
 }
 
-// By one warp. logits: [experts]; scratch: kRouteScratch * experts floats of shared memory.
+// By one warp. scratch: kRouteScratch * experts floats of shared memory, the logits first.
 inline constexpr int kRouteScratch = 3;
-__device__ inline void RouteToken(const RouteParams& p, const float* logits, int64_t t,
-                                  float* scratch) {
+__device__ inline void RouteToken(const RouteParams& p, int64_t t, float* scratch) {
   const int lane = threadIdx.x % 32;
   int32_t* ids = p.ids + t * p.top_k;
   float* weights = p.weights + t * p.top_k;
@@ -146,7 +145,7 @@ __device__ inline void RouteToken(const RouteParams& p, const float* logits, int
   }
   float* scores = scratch;
   float* choice = scores + p.experts;
-  ScoreExperts(p, logits, scores);
+  ScoreExperts(p, scores);
   for (int e = lane; e < p.experts; e += 32) {
     choice[e] = p.bias == nullptr ? scores[e] : scores[e] + p.bias[e];
   }

@@ -4,8 +4,8 @@
 
 namespace hadal::cuda {
 
-// A histogram of 64-bit sums over one row, a part in each of its CTAs. Sums are integers: whatever the
-// order of the atomic additions, and however many CTAs there are, the bits are the same.
+// A histogram of 64-bit sums over one row, a part in each of its CTAs. Sums are integers: whatever
+// the order of the atomic additions, and however many CTAs there are, the bits are the same.
 struct RowBins {
   static constexpr int kBins = 2048;
   static constexpr int kPerThread = kBins / kRowThreads;

@@ -20,15 +20,15 @@ inline constexpr int kRowWarps = kRowThreads / 32;
 #define HADAL_ROW_CTAS(ctas) __cluster_dims__(ctas, 1, 1)
 #endif
 
-// The CTAs that work on one row of logits: a cluster, which reads each other's shared memory; before
-// Hopper one CTA. Grid: [rows * kCtas].
+// The CTAs that work on one row of logits: a cluster, which reads each other's shared memory;
+// before Hopper one CTA. Grid: [rows * kCtas].
 template <int kCtas>
 struct RowGroup {
   static __device__ int row() { return blockIdx.x / kCtas; }
   static __device__ int rank() { return blockIdx.x % kCtas; }
 
-  // All threads of the row. Shared memory written before it is seen by peers after it. A CTA may end
-  // only after a Sync() that follows its peers' last look at its memory.
+  // All threads of the row. Shared memory written before it is seen by peers after it. A CTA may
+  // end only after a Sync() that follows its peers' last look at its memory.
   static __device__ void Sync() {
 #if __CUDA_ARCH__ >= 900
     if constexpr (kCtas > 1) {
@@ -43,7 +43,8 @@ struct RowGroup {
   template <typename T>
   static __device__ T* At(T* shared, int rank) {
 #if __CUDA_ARCH__ >= 900
-    if constexpr (kCtas > 1) return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
+    if constexpr (kCtas > 1)
+      return cooperative_groups::this_cluster().map_shared_rank(shared, rank);
 #endif
     return shared;
   }
@@ -68,8 +69,8 @@ struct ReduceSpace {
   alignas(16) char cta[kBytes];
 };
 
-// op over all threads of the row, in every thread, the same bits in all. op is commutative. REQUIRES:
-// a Sync() between two calls.
+// op over all threads of the row, in every thread, the same bits in all. op is commutative.
+// REQUIRES: a Sync() between two calls.
 template <int kCtas, typename T, typename Op>
 __device__ T GroupReduce(T value, Op op, ReduceSpace& space) {
   static_assert(sizeof(T) <= ReduceSpace::kBytes);
@@ -94,8 +95,8 @@ __device__ T GroupReduce(T value, Op op, ReduceSpace& space) {
   return result;
 }
 
-// Calls f.operator()<CTAs per row>(): as many as `ctas_per_sm` on every multiprocessor allow, so that
-// a few rows use the whole device too.
+// Calls f.operator()<CTAs per row>(): as many as `ctas_per_sm` on every multiprocessor allow, so
+// that a few rows use the whole device too.
 template <typename F>
 void WithRowCtas(int rows, int ctas_per_sm, const CudaContext& context, F f) {
   const int64_t slots = int64_t{context.sm_count} * ctas_per_sm;

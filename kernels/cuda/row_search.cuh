@@ -3,11 +3,11 @@
 #include "kernels/cuda/row_bins.cuh"
 #include "kernels/cuda/row_scan.cuh"
 
-// Sampling without sorting a vocabulary. Tokens stand in the order of their logits, best first, equals
-// by id. What a filter keeps is a prefix of that order, and a draw is the token at which a running sum
-// passes a number; both are found by histograms of ever narrower ranges of the order. Weights are
-// exp((logit - max) / temperature) as integers of 44 fractional bits, so that sums are exact: the same
-// bits on every rank and for every number of CTAs.
+// Sampling without sorting a vocabulary. Tokens stand in the order of their logits, best first,
+// equals by id. What a filter keeps is a prefix of that order, and a draw is the token at which a
+// running sum passes a number; both are found by histograms of ever narrower ranges of the order.
+// Weights are exp((logit - max) / temperature) as integers of 44 fractional bits, so that sums are
+// exact: the same bits on every rank and for every number of CTAs.
 
 namespace hadal::cuda {
 
@@ -134,8 +134,8 @@ __device__ __noinline__ uint64_t FindPlace(const KeptTokens tokens, const Goal g
   }
 }
 
-// The id at which the running sum of weights, in the order of ids, exceeds `fraction` of all. Nothing
-// has been cut.
+// The id at which the running sum of weights, in the order of ids, exceeds `fraction` of all.
+// Nothing has been cut.
 template <int kCtas>
 __device__ int DrawInOrder(const KeptTokens& tokens, double fraction, SearchSpace& space) {
   constexpr int kTile = kRowThreads;

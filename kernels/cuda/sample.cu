@@ -20,9 +20,11 @@ struct Shared {
 template <int kCtas>
 __device__ int Draw(KeptTokens tokens, const SamplingParams& s, double uniform,
                     SearchSpace& space) {
-  const bool some = s.top_k > 0 && s.top_k < tokens.n;
-  if (!some && s.top_p >= 1 && s.min_p == 0) return DrawInOrder<kCtas>(tokens, uniform, space);
-  if (some) {
+  // Any filter, even one that keeps all tokens, makes the draw go from the best token down.
+  if (s.top_k == 0 && s.top_p >= 1 && s.min_p == 0) {
+    return DrawInOrder<kCtas>(tokens, uniform, space);
+  }
+  if (s.top_k > 0 && s.top_k < tokens.n) {
     const Goal last{.count = true, .target = static_cast<uint64_t>(s.top_k) - 1};
     tokens.CutAfter(FindPlace<kCtas>(tokens, last, space));
   }

@@ -16,7 +16,8 @@ __global__ void StoreTokensKernel(StoreTokensParams p) {
 
 void StoreTokens(const StoreTokensParams& p, CudaContext& context) {
   if (p.rows == 0) return;
-  Launch(StoreTokensKernel, dim3((p.rows + kThreads - 1) / kThreads), dim3(kThreads), 0, context, p);
+  Launch(StoreTokensKernel, dim3((p.rows + kThreads - 1) / kThreads), dim3(kThreads), 0, context,
+         p);
   HADAL_CUDA_LAUNCHED();
 }
 

@@ -23,22 +23,35 @@ auto EncodeFunction() {
 
 }  // namespace
 
-CUtensorMap TensorMap2d(const void* base, int64_t columns, int64_t rows, int64_t row_bytes,
-                        int box_rows) {
+CUtensorMap TensorMapOf(const TensorShape& shape) {
   CUtensorMap map{};
-  const cuuint64_t dims[2] = {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)};
-  const cuuint64_t strides[1] = {static_cast<cuuint64_t>(row_bytes)};
-  const cuuint32_t box[2] = {64, static_cast<cuuint32_t>(box_rows)};
-  const cuuint32_t steps[2] = {1, 1};
+  cuuint64_t dims[4] = {}, strides[3] = {};
+  cuuint32_t box[4] = {}, steps[4] = {1, 1, 1, 1};
+  for (int i = 0; i < shape.rank; ++i) {
+    dims[i] = static_cast<cuuint64_t>(shape.dims[i]);
+    box[i] = static_cast<cuuint32_t>(shape.box[i]);
+    if (i > 0) strides[i - 1] = static_cast<cuuint64_t>(shape.strides[i - 1]);
+  }
+  const CUtensorMapDataType type = shape.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
+                                                            : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
   const CUresult result = EncodeFunction()(
-      &map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 2, const_cast<void*>(base), dims, strides, box, steps,
-      CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-      CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      &map, type, static_cast<cuuint32_t>(shape.rank), const_cast<void*>(shape.base), dims, strides,
+      box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     const std::string what = "error " + std::to_string(static_cast<int>(result));
     ThrowCudaError("cuTensorMapEncodeTiled", __FILE__, __LINE__, what.c_str());
   }
   return map;
+}
+
+CUtensorMap TensorMap2d(const void* base, int64_t columns, int64_t rows, int64_t row_bytes,
+                        int box_rows) {
+  return TensorMapOf({.base = base,
+                      .rank = 2,
+                      .dims = {columns, rows},
+                      .strides = {row_bytes},
+                      .box = {64, box_rows}});
 }
 
 }  // namespace hadal::cuda

@@ -4,9 +4,9 @@
 
 namespace hadal::cuda {
 
-// d = a b^T, plus d when `add`: one k step of 32 bytes by the 4 warps of a warpgroup. a: 64 rows, b: N
-// rows, both descriptors of K-major tiles. The asm of one instruction cannot be shorter than its
-// registers.
+// d = a b^T, plus d when `add`: one k step of 32 bytes by the 4 warps of a warpgroup. a: 64 rows,
+// b: N rows, both descriptors of K-major tiles. The asm of one instruction cannot be shorter than
+// its registers.
 //   thread t of the warpgroup, d[4 * j + 2 * h + c]: row t / 32 * 16 + t % 32 / 4 + 8 * h,
 //   column 8 * j + t % 4 * 2 + c.
 

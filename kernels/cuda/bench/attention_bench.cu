@@ -1,13 +1,11 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
-#include <cstring>
 #include <numeric>
 #include <random>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/mla_prefill.cuh"
 #include "kernels/cuda/ops.h"
 
@@ -23,18 +21,6 @@ using bench::BenchContext;
 using bench::Ceilings;
 using bench::MeasureCeilings;
 
-void* BenchAllocate(int64_t bytes) {
-  void* data = nullptr;
-  HADAL_CUDA(cudaMalloc(&data, static_cast<size_t>(bytes)));
-  return data;
-}
-
-// Launches over different data of `bytes` each that keep the L2 cache cold.
-int ColdLaunches(int64_t bytes) {
-  constexpr int64_t kCold = int64_t{160} << 20;
-  return static_cast<int>(std::clamp<int64_t>(kCold / std::max<int64_t>(bytes, 1), 20, 300));
-}
-
 struct Bench {
   CudaContext& context;
   Ceilings ceilings;
@@ -48,33 +34,28 @@ struct Bench {
     std::iota(blocks.begin(), blocks.end(), 0);
     std::shuffle(blocks.begin(), blocks.end(), rng);
   }
-  template <typename T>
-  T* Upload(const std::vector<T>& host) {
-    auto* device = static_cast<T*>(BenchAllocate(static_cast<int64_t>(host.size() * sizeof(T))));
-    HADAL_CUDA(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return device;
-  }
 };
 
 void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int queries) {
   const int row_blocks = (length + kBlockSize - 1) / kBlockSize;
   const int64_t bytes =
       int64_t{batch} * length * kDim * 2 + int64_t{batch} * queries * heads * (kDim + kLatent) * 2;
-  const int variants = static_cast<int>(
-      std::clamp<int64_t>(kPoolBlocks / (int64_t{batch} * row_blocks), 1, ColdLaunches(bytes)));
+  const int sets = bench::ColdSets(b.ceilings, bytes, 300);
+  const int variants =
+      static_cast<int>(std::clamp<int64_t>(kPoolBlocks / (int64_t{batch} * row_blocks), 1, sets));
   std::vector<AttentionRow> rows;
   for (int i = 0; i < variants * batch; ++i) {
     rows.push_back({i % batch * queries, queries, length - queries, i * row_blocks});
   }
-  const AttentionRow* device_rows = b.Upload(rows);
-  const int32_t* tables = b.Upload(b.blocks);
+  const AttentionRow* device_rows = bench::Upload(rows);
+  const int32_t* tables = bench::Upload(b.blocks);
   const int64_t pairs = int64_t{batch} * queries * heads;
   MlaDecodeParams p;
   p.q_latent = bench::RandomDevice(pairs * kLatent, DType::kBF16, b.context);
   p.q_rope = bench::RandomDevice(pairs * (kNope + kRope), DType::kBF16, b.context);
   p.q_rope_stride = int64_t{heads} * (kNope + kRope);
   p.q_rope_head_stride = kNope + kRope;
-  p.out = BenchAllocate(pairs * kLatent * 2);
+  p.out = bench::DeviceBytes(pairs * kLatent * 2);
   p.cache = b.cache;
   p.heads = heads;
   p.latent_rank = kLatent;
@@ -85,7 +66,7 @@ void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int querie
   p.rows.tokens = batch * queries;
   p.rows.max_row_tokens = queries;
   p.rows.max_context = length;
-  const double us = bench::MedianMicros(ColdLaunches(bytes), [&](int i) {
+  const double us = bench::MedianMicros(std::max(sets, 20), [&](int i) {
     p.rows.rows = device_rows + i % variants * batch;
     MlaDecodeWith(path, p, b.context);
   }, b.context);
@@ -112,7 +93,7 @@ void Flash(Bench& b, MlaPath path, int heads, int batch, int start, int queries)
   PrefillArgs args;
   args.q = bench::RandomDevice(tokens * heads * (kNope + kRope), DType::kBF16, b.context);
   args.q_stride = int64_t{heads} * (kNope + kRope);
-  args.out = BenchAllocate(tokens * heads * kV * 2);
+  args.out = bench::DeviceBytes(tokens * heads * kV * 2);
   args.out_stride = int64_t{heads} * kV;
   args.group_heads = heads;
   args.nope_dim = kNope;
@@ -139,7 +120,8 @@ void Input(Bench& b, int heads, int tokens) {
   std::vector<int64_t> cache_rows(static_cast<size_t>(tokens));
   std::iota(cache_rows.begin(), cache_rows.end(), 0);
   MlaInputParams p;
-  p.q_rope = bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
+  p.q_rope =
+      bench::RandomDevice(int64_t{tokens} * heads * (kNope + kRope), DType::kBF16, b.context);
   p.q_rope_stride = int64_t{heads} * (kNope + kRope);
   p.q_rope_head_stride = kNope + kRope;
   p.heads = heads;
@@ -148,9 +130,10 @@ void Input(Bench& b, int heads, int tokens) {
   p.weight = static_cast<const float*>(bench::RandomDevice(kLatent * 2, DType::kBF16, b.context));
   p.latent_rank = kLatent;
   p.rope_dim = kRope;
-  p.positions = b.Upload(positions);
-  p.cos_sin = static_cast<const float*>(bench::RandomDevice(1000 * kRope * 2, DType::kBF16, b.context));
-  p.cache_rows = b.Upload(cache_rows);
+  p.positions = bench::Upload(positions);
+  p.cos_sin =
+      static_cast<const float*>(bench::RandomDevice(1000 * kRope * 2, DType::kBF16, b.context));
+  p.cache_rows = bench::Upload(cache_rows);
   p.cache = bench::RandomDevice(int64_t{tokens} * kDim, DType::kBF16, b.context);
   p.tokens = tokens;
   const double us = bench::MedianMicros(20, [&](int) { MlaInput(p, b.context); }, b.context);
@@ -159,7 +142,7 @@ void Input(Bench& b, int heads, int tokens) {
               bytes / us * 1e-3);
 }
 
-int Main() {
+void Run() {
   Bench b;
   for (const auto& [batch, length] : std::vector<std::pair<int, int>>{
            {1, 512}, {1, 8192}, {8, 512}, {64, 512}, {256, 512}, {64, 8192}, {16, 4096}}) {
@@ -186,18 +169,9 @@ int Main() {
   Input(b, 16, 64);
   Input(b, 16, 2048);
   Input(b, 128, 2048);
-  return 0;
 }
 
 }  // namespace
 }  // namespace hadal::cuda
 
-int main() {
-  setvbuf(stdout, nullptr, _IOLBF, 0);
-  try {
-    return hadal::cuda::Main();
-  } catch (const std::exception& e) {
-    std::printf("%s\n", e.what());
-    return 1;
-  }
-}
+int main() { return hadal::bench::RunBench(hadal::cuda::Run); }

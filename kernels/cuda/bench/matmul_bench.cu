@@ -1,6 +1,8 @@
 #include <algorithm>
 #include <cstdio>
+#include <functional>
 #include <memory>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -16,7 +18,6 @@ struct Shape {
   int64_t n, k;
   int matrices = 1;
   bool float_out = false;
-  bool many_rows = true;
 };
 
 constexpr Shape kShapes[] = {
@@ -26,16 +27,9 @@ constexpr Shape kShapes[] = {
     {"16B dense w2", 2048, 10944},
     {"16B shared w13", 5632, 2048},
     {"16B shared w2", 2048, 2816},
-    {"16B head", 102400, 2048, 1, true, false},
+    {"16B head", 102400, 2048, 1, true},
     {"16B w_uk heads", 512, 128, 16},
     {"16B w_uv heads", 128, 512, 16},
-    {"671B q_a+kv_a", 2112, 7168},
-    {"671B/8 q_b", 3072, 1536},
-    {"671B/8 o", 7168, 2048},
-    {"671B/8 dense w13", 4608, 7168},
-    {"671B/8 dense w2", 7168, 2304},
-    {"671B/8 head", 16160, 7168, 1, true, false},
-    {"671B w_uk heads", 512, 128, 128},
 };
 
 using Weights = std::vector<std::unique_ptr<CudaPackedWeight>>;
@@ -64,48 +58,75 @@ Weights MakeWeights(const Shape& s, DType dtype, const Ceilings& ceilings, CudaC
   return weights;
 }
 
-void FreeScales(const Weights& weights) {
+void FreeWeights(const Weights& weights) {
   for (const auto& w : weights) cudaFree(const_cast<float*>(w->scale));
+}
+
+struct Variant {
+  std::string name;
+  std::function<bool(const cuda::Product&, CudaContext&)> run;
+};
+
+std::vector<Variant> VariantsOf(const cuda::Product& p, const CudaContext& context) {
+  std::vector<Variant> variants = {
+      {"chosen", [](const cuda::Product& q, CudaContext& c) { return cuda::RunProduct(q, c), true; }},
+      {"skinny", cuda::MatMulSkinny},
+      {"cublas", p.w->dtype == DType::kBF16 ? cuda::MatMulCublas : cuda::MatMulCublasF8}};
+  for (const int rows : {64, 128}) {
+    for (int splits = 1; splits <= rows / 16; splits *= 2) {
+      const int64_t blocks = (p.w->n + rows - 1) / rows * p.matrices * splits;
+      const int64_t steps = p.w->k * DTypeSize(p.w->dtype) * rows / (128 * 128);
+      if (splits > steps || blocks * 3 < context.sm_count) continue;
+      if (splits > 1 && blocks > 4 * context.sm_count) continue;
+      const cuda::FewPlan plan{rows, splits};
+      variants.push_back({std::to_string(rows) + "/" + std::to_string(splits),
+                          [plan](const cuda::Product& q, CudaContext& c) {
+                            return cuda::MatMulFew(q, plan, c);
+                          }});
+    }
+  }
+  return variants;
 }
 
 void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaContext& context) {
   const Weights weights = MakeWeights(s, dtype, ceilings, context);
-  constexpr int kMaxRows = 4096;
+  constexpr int kRows = 64;
   const int64_t in = s.matrices * s.k, out = s.matrices * s.n;
-  const int rows = s.many_rows ? kMaxRows : 64;
-  void* x = RandomDevice(rows * in, DType::kBF16, context);
-  void* y = RandomDevice(rows * out, DType::kF32, context);
-  for (const int m : {1, 8, 16, 32, 64, 256, 1024, 4096}) {
-    if (m > rows || (s.matrices > 16 && m > 1024)) continue;
-    const int calls = m > 64 ? std::max(2, 20 / (1 + m / 512)) : std::max<int>(20, weights.size());
-    const double us = MedianMicros(
-        calls,
-        [&](int i) {
-          cuda::RunProduct({.x = x,
-                            .x_stride = in,
-                            .x_matrix_stride = s.k,
-                            .w = weights[static_cast<size_t>(i) % weights.size()].get(),
-                            .y = y,
-                            .y_stride = out,
-                            .y_matrix_stride = s.n,
-                            .float_out = s.float_out,
-                            .m = m,
-                            .matrices = s.matrices},
-                           context);
-        },
-        context);
+  void* x = RandomDevice(kRows * in, DType::kBF16, context);
+  void* y = RandomDevice(kRows * out, DType::kF32, context);
+  for (const int m : {1, 8, 32, 64}) {
     const double bytes = static_cast<double>(out) * s.k * DTypeSize(dtype) + 2.0 * m * in +
                          (s.float_out ? 4.0 : 2.0) * m * out;
-    const double flops = 2.0 * m * out * s.k;
     const double memory_us = bytes / ceilings.read_gbs / 1e3;
-    const double math_us = flops / ceilings.bf16_tflops / 1e6;
-    std::printf(
-        "%-18s %3dx[%6lld,%6lld] %-7s m %4d: %8.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of %s\n",
-        s.what, s.matrices, static_cast<long long>(s.n), static_cast<long long>(s.k),
-        DTypeName(dtype).data(), m, us, bytes / us / 1e3, flops / us / 1e6,
-        100 * std::max(memory_us, math_us) / us, memory_us > math_us ? "read" : "bf16 GEMM");
+    std::printf("%-15s %2dx[%6lld,%5lld] %-7s m %2d floor %6.2f:", s.what, s.matrices,
+                static_cast<long long>(s.n), static_cast<long long>(s.k), DTypeName(dtype).data(),
+                m, memory_us);
+    cuda::Product product{.x = x,
+                          .x_stride = in,
+                          .x_matrix_stride = s.k,
+                          .w = weights[0].get(),
+                          .y = y,
+                          .y_stride = out,
+                          .y_matrix_stride = s.n,
+                          .float_out = s.float_out,
+                          .m = m,
+                          .matrices = s.matrices};
+    for (const Variant& variant : VariantsOf(product, context)) {
+      if (!variant.run(product, context)) continue;
+      const int calls = std::max<int>(20, static_cast<int>(weights.size()));
+      const double us = MedianMicros(
+          calls,
+          [&](int i) {
+            product.w = weights[static_cast<size_t>(i) % weights.size()].get();
+            variant.run(product, context);
+          },
+          context);
+      std::printf(" %s %.2f", variant.name.c_str(), us);
+    }
+    std::printf("\n");
+    std::fflush(stdout);
   }
-  FreeScales(weights);
+  FreeWeights(weights);
   cudaFree(x);
   cudaFree(y);
 }

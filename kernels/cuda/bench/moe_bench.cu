@@ -10,9 +10,9 @@
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/packed_weight.h"
 
-// Times experts and routing of the released models' shapes against what the card's memory and tensor
-// cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the cache is
-// cold.
+// Times experts and routing of the released models' shapes against what the card's memory and
+// tensor cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the
+// cache is cold.
 namespace hadal::bench {
 namespace {
 
@@ -41,7 +41,8 @@ Weight MakeWeight(int count, int64_t n, int64_t k, DType dtype, CudaContext& con
     w->scale_rows = 128;
     w->scale_n = (n + 127) / 128;
     w->k_blocks = (k + 127) / 128;
-    w->scale = static_cast<float*>(RandomDevice(count * w->scale_n * w->k_blocks, DType::kF32, context));
+    w->scale =
+        static_cast<float*>(RandomDevice(count * w->scale_n * w->k_blocks, DType::kF32, context));
   }
   return w;
 }
@@ -53,7 +54,8 @@ struct Layer {
         shared13(MakeWeight(1, 2 * s.shared_width, s.dim, dtype, c)),
         shared2(MakeWeight(1, s.dim, s.shared_width, dtype, c)) {}
   ~Layer() {
-    for (const Weight* w : {&w13, &w2, &shared13, &shared2}) cudaFree(const_cast<float*>((*w)->scale));
+    for (const Weight* w : {&w13, &w2, &shared13, &shared2})
+      cudaFree(const_cast<float*>((*w)->scale));
   }
   Weight w13, w2, shared13, shared2;
 };
@@ -105,26 +107,36 @@ void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Lay
   auto* weights = static_cast<float*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
   const auto params = [&](int i) {
     const Layer& l = *layers[static_cast<size_t>(i) % layers.size()];
-    return MoeParams{.x = x, .ids = choices.ids + int64_t{i} * tokens * s.top_k,
-                     .weights = weights, .local_index = choices.local, .w13 = l.w13.get(),
-                     .w2 = l.w2.get(),
-                     .shared = {.w13 = l.shared13.get(), .w2 = l.shared2.get(),
-                                .width = s.shared_width},
-                     .out = out, .tokens = tokens, .top_k = s.top_k, .experts = s.experts,
-                     .dim = s.dim, .width = s.width};
+    return MoeParams{
+        .x = x,
+        .ids = choices.ids + int64_t{i} * tokens * s.top_k,
+        .weights = weights,
+        .local_index = choices.local,
+        .w13 = l.w13.get(),
+        .w2 = l.w2.get(),
+        .shared = {.w13 = l.shared13.get(), .w2 = l.shared2.get(), .width = s.shared_width},
+        .out = out,
+        .tokens = tokens,
+        .top_k = s.top_k,
+        .experts = s.experts,
+        .dim = s.dim,
+        .width = s.width};
   };
   if (cuda::MoePathFits(params(0), path, context)) {
-    const double us =
-        MedianMicros(calls, [&](int i) { cuda::RunMoe(params(i), path, context); }, context);
+    const double us = MedianMicros(
+        calls, [&](int i) { cuda::RunMoe(params(i), path, context); }, context);
     const double elements = 3.0 * s.dim * (choices.experts * s.width + s.shared_width);
     const double bytes = elements * DTypeSize(dtype);
-    const double flops = 6.0 * s.dim * (choices.rows * s.width + double{1} * tokens * s.shared_width);
+    const double flops =
+        6.0 * s.dim * (choices.rows * s.width + double{1} * tokens * s.shared_width);
     const double memory_us = bytes / ceilings.read_gbs / 1e3;
     const double math_us = flops / ceilings.bf16_tflops / 1e6;
-    std::printf("%-7s %-7s %-7s tokens %5d, %4.0f experts: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of %s\n",
-                s.what, DTypeName(dtype).data(), path_name, tokens, choices.experts, us,
-                bytes / us / 1e3, flops / us / 1e6, 100 * std::max(memory_us, math_us) / us,
-                memory_us > math_us ? "read" : "bf16 GEMM");
+    std::printf(
+        "%-7s %-7s %-7s tokens %5d, %4.0f experts: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of "
+        "%s\n",
+        s.what, DTypeName(dtype).data(), path_name, tokens, choices.experts, us, bytes / us / 1e3,
+        flops / us / 1e6, 100 * std::max(memory_us, math_us) / us,
+        memory_us > math_us ? "read" : "bf16 GEMM");
     std::fflush(stdout);
   }
   cudaFree(x);
@@ -146,22 +158,31 @@ void BenchRoute(const Shape& s, int tokens, bool sigmoid, const Ceilings& ceilin
   const double us = MedianMicros(
       tokens > 512 ? 3 : 20,
       [&](int i) {
-        cuda::Route({.x = x, .gate = gates[static_cast<size_t>(i % kGates)],
-                     .bias = sigmoid ? bias : nullptr, .tokens = tokens, .dim = s.dim,
-                     .experts = s.experts, .top_k = s.top_k, .groups = sigmoid ? 8 : 1,
+        cuda::Route({.x = x,
+                     .gate = gates[static_cast<size_t>(i % kGates)],
+                     .bias = sigmoid ? bias : nullptr,
+                     .tokens = tokens,
+                     .dim = s.dim,
+                     .experts = s.experts,
+                     .top_k = s.top_k,
+                     .groups = sigmoid ? 8 : 1,
                      .limited_groups = sigmoid ? 4 : 1,
                      .score = sigmoid ? RouterScore::kSigmoid : RouterScore::kSoftmax,
-                     .group_score = GroupScore::kTopTwoSum, .normalise = sigmoid,
-                     .ids = ids, .weights = weights},
+                     .group_score = GroupScore::kTopTwoSum,
+                     .normalise = sigmoid,
+                     .ids = ids,
+                     .weights = weights},
                     context);
       },
       context);
   const double bytes = 4.0 * s.experts * s.dim + 2.0 * tokens * s.dim;
-  std::printf("%-7s route           tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
-              s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
-              100 * bytes / us / 1e3 / ceilings.read_gbs);
+  std::printf(
+      "%-7s route           tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
+      s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
+      100 * bytes / us / 1e3 / ceilings.read_gbs);
   for (float* gate : gates) cudaFree(gate);
-  for (void* p : {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
+  for (void* p :
+       {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
     cudaFree(p);
   }
 }
@@ -175,7 +196,7 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   for (const int tokens : {8, 16, 32, 64, 128, 256, 512}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kStream, "stream", ceilings, context);
   }
-  for (const int tokens : {256, 512, 1024, 2048, 8192}) {
+  for (const int tokens : {32, 64, 128, 256, 512, 1024, 2048, 8192}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kTile, "tile", ceilings, context);
   }
 }
@@ -190,8 +211,8 @@ int Main() {
   }
   CudaContext& context = BenchContext(int64_t{3} << 30);
   const Ceilings ceilings = MeasureCeilings(context);
-  std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(), ceilings.read_gbs,
-              ceilings.bf16_tflops);
+  std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
+              ceilings.read_gbs, ceilings.bf16_tflops);
   for (const int tokens : {1, 8, 64, 256, 8192}) BenchRoute(k16B, tokens, false, ceilings, context);
   for (const int tokens : {1, 64, 8192}) BenchRoute(k671B, tokens, true, ceilings, context);
   BenchModel(k16B, DType::kBF16, ceilings, context);

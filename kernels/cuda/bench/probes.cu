@@ -1,4 +1,6 @@
 #include <algorithm>
+#include <cstdio>
+#include <exception>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -55,6 +57,17 @@ void Fill(void* out, int64_t count, CudaContext& context) {
   HADAL_CUDA_LAUNCHED();
 }
 
+void Fill(void* out, int64_t count, DType dtype, CudaContext& context) {
+  switch (dtype) {
+    case DType::kF32:
+      return Fill<float>(out, count, context);
+    case DType::kBF16:
+      return Fill<__nv_bfloat16>(out, count, context);
+    case DType::kF8E4M3:
+      return Fill<uint8_t>(out, count, context);
+  }
+}
+
 }  // namespace
 
 CudaContext& BenchContext(int64_t scratch_bytes) {
@@ -65,32 +78,71 @@ CudaContext& BenchContext(int64_t scratch_bytes) {
     c.sm_count = properties.multiProcessorCount;
     c.arch = 10 * properties.major + properties.minor;
     HADAL_CUDA(cudaStreamCreateWithFlags(&c.stream, cudaStreamNonBlocking));
-    void* scratch = nullptr;
-    HADAL_CUDA(cudaMalloc(&scratch, static_cast<size_t>(scratch_bytes)));
-    c.scratch.Reset(scratch, scratch_bytes);
+    c.scratch.Reset(DeviceBytes(scratch_bytes), scratch_bytes);
     c.cublas_workspace_bytes = 64 << 20;
-    HADAL_CUDA(cudaMalloc(&c.cublas_workspace, 64 << 20));
+    c.cublas_workspace = DeviceBytes(64 << 20);
     HADAL_CHECK(cublasLtCreate(&c.cublas) == CUBLAS_STATUS_SUCCESS);
     return c;
   }();
   return context;
 }
 
-void* RandomDevice(int64_t elements, DType dtype, CudaContext& context) {
-  void* data = nullptr;
-  HADAL_CUDA(cudaMalloc(&data, static_cast<size_t>(elements * DTypeSize(dtype))));
-  switch (dtype) {
-    case DType::kF32:
-      Fill<float>(data, elements, context);
-      break;
-    case DType::kBF16:
-      Fill<__nv_bfloat16>(data, elements, context);
-      break;
-    case DType::kF8E4M3:
-      Fill<uint8_t>(data, elements, context);
-      break;
+int RunBench(const std::function<void()>& bench) {
+  std::setvbuf(stdout, nullptr, _IOLBF, 0);
+  int count = 0;
+  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
+    std::printf("skipped: no CUDA device\n");
+    return 0;
   }
+  try {
+    bench();
+    return 0;
+  } catch (const std::exception& e) {
+    std::printf("%s\n", e.what());
+    return 1;
+  }
+}
+
+void* DeviceBytes(int64_t bytes) {
+  void* data = nullptr;
+  HADAL_CUDA(cudaMalloc(&data, static_cast<size_t>(bytes)));
   return data;
+}
+
+void* RandomDevice(int64_t elements, DType dtype, CudaContext& context) {
+  void* data = DeviceBytes(elements * DTypeSize(dtype));
+  Fill(data, elements, dtype, context);
+  return data;
+}
+
+std::unique_ptr<CudaPackedWeight> RandomWeight(int count, int64_t n, int64_t k, DType dtype,
+                                               CudaContext& context) {
+  auto w = std::make_unique<CudaPackedWeight>();
+  w->count = count;
+  w->n = n;
+  w->k = k;
+  w->dtype = dtype;
+  w->stride = k;
+  const bool f8 = dtype == DType::kF8E4M3;
+  if (f8) {
+    w->scale_rows = 128;
+    w->scale_n = (n + 127) / 128;
+    w->k_blocks = (k + 127) / 128;
+  }
+  // Scales lie behind the elements, with which they are freed.
+  const int64_t scales = count * w->scale_n * w->k_blocks;
+  const int64_t scale_at = (count * n * k * DTypeSize(dtype) + 255) / 256 * 256;
+  char* data = static_cast<char*>(DeviceBytes(scale_at + scales * int64_t{sizeof(float)}));
+  Fill(data, count * n * k, dtype, context);
+  if (f8) Fill(data + scale_at, scales, DType::kF32, context);
+  w->data = data;
+  w->scale = f8 ? reinterpret_cast<const float*>(data + scale_at) : nullptr;
+  return w;
+}
+
+int ColdSets(const Ceilings& ceilings, int64_t bytes, int most) {
+  const int64_t sets = 5 * ceilings.l2_bytes / 2 / std::max<int64_t>(bytes, 1) + 1;
+  return static_cast<int>(std::clamp<int64_t>(sets, 2, most));
 }
 
 double MedianMicros(int calls, const std::function<void(int)>& call, CudaContext& context) {

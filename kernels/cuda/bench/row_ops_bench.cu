@@ -3,7 +3,6 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/ops.h"
 
 // Times the ops that move rows: embedding, norm, sampling, against the card's read rate. Operands
@@ -38,11 +37,6 @@ class Bench {
   }
 
  private:
-  // Sets of operands of `bytes` that a timing needs to keep the cache cold.
-  int64_t Sets(int64_t bytes) const {
-    return std::clamp<int64_t>(5 * ceilings_.l2_bytes / 2 / bytes + 1, 2, 64);
-  }
-
   void Print(const char* what, int rows, int64_t width, double bytes, double us) const {
     std::printf("%-20s %5d x %6lld: %8.2f us %6.0f GB/s, %5.1f %% of read\n", what, rows,
                 static_cast<long long>(width), us, bytes / us / 1e3,
@@ -51,12 +45,14 @@ class Bench {
 
   void Norm(int tokens, int64_t dim) {
     const int64_t elements = tokens * dim;
-    const int64_t sets = Sets(elements * 2);
+    const int64_t sets = ColdSets(ceilings_, elements * 2, 64);
     void* x = RandomDevice(elements * sets, DType::kBF16, context_);
     void* delta = RandomDevice(elements * sets, DType::kBF16, context_);
     void* out = RandomDevice(elements * sets, DType::kBF16, context_);
     void* weight = RandomDevice(dim, DType::kF32, context_);
-    const auto at = [&](void* base, int i) { return static_cast<char*>(base) + i % sets * elements * 2; };
+    const auto at = [&](void* base, int i) {
+      return static_cast<char*>(base) + i % sets * elements * 2;
+    };
     const double us = MedianMicros(20, [&](int i) {
       cuda::RmsNorm({.residual = at(x, i), .delta = at(delta, i),
                      .weight = static_cast<const float*>(weight), .out = at(out, i),
@@ -70,7 +66,8 @@ class Bench {
     void* table = RandomDevice(kVocab * dim, DType::kBF16, context_);
     void* out = RandomDevice(tokens * dim, DType::kBF16, context_);
     std::vector<int32_t> ids;
-    for (int i = 0; i < tokens; ++i) ids.push_back(static_cast<int32_t>(i * int64_t{7919} % kVocab));
+    for (int i = 0; i < tokens; ++i)
+      ids.push_back(static_cast<int32_t>(i * int64_t{7919} % kVocab));
     int32_t* device_ids = Upload(ids);
     const double us = MedianMicros(20, [&](int) {
       cuda::Embed({.ids = device_ids, .tokens = tokens, .table = table,
@@ -83,12 +80,13 @@ class Bench {
 
   void SampleRows(const char* what, int rows, const SamplingParams& s) {
     const int64_t elements = rows * kVocab;
-    const int64_t sets = Sets(elements * 4);
+    const int64_t sets = ColdSets(ceilings_, elements * 4, 64);
     auto* logits = static_cast<float*>(RandomDevice(elements * sets, DType::kF32, context_));
     SamplingParams* sampling = Upload(std::vector<SamplingParams>(static_cast<size_t>(rows), s));
     int32_t* positions = Upload(std::vector<int32_t>(static_cast<size_t>(rows), 17));
     SampledToken* out = Upload(std::vector<SampledToken>(static_cast<size_t>(rows)));
-    TokenLogprob* top = Upload(std::vector<TokenLogprob>(static_cast<size_t>(rows * kMaxTopLogprobs)));
+    TokenLogprob* top =
+        Upload(std::vector<TokenLogprob>(static_cast<size_t>(rows * kMaxTopLogprobs)));
     const double us = MedianMicros(20, [&](int i) {
       cuda::Sample({.logits = logits + i % sets * elements, .rows = rows, .vocab = kVocab,
                     .vocab_limit = kVocab - 3, .sampling = sampling, .positions = positions,
@@ -105,7 +103,7 @@ class Bench {
 
   void TokenLogprobs(int rows) {
     const int64_t elements = rows * kVocab;
-    const int64_t sets = Sets(elements * 4);
+    const int64_t sets = ColdSets(ceilings_, elements * 4, 64);
     auto* logits = static_cast<float*>(RandomDevice(elements * sets, DType::kF32, context_));
     int32_t* targets = Upload(std::vector<int32_t>(static_cast<size_t>(rows), 17));
     float* out = Upload(std::vector<float>(static_cast<size_t>(rows)));
@@ -119,14 +117,6 @@ class Bench {
     cudaFree(out);
   }
 
-  template <typename T>
-  T* Upload(const std::vector<T>& host) {
-    void* device = nullptr;
-    HADAL_CUDA(cudaMalloc(&device, host.size() * sizeof(T)));
-    HADAL_CUDA(cudaMemcpy(device, host.data(), host.size() * sizeof(T), cudaMemcpyHostToDevice));
-    return static_cast<T*>(device);
-  }
-
   CudaContext& context_;
   const Ceilings ceilings_;
 };
@@ -135,11 +125,6 @@ class Bench {
 }  // namespace hadal::bench
 
 int main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
-  hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run();
-  return 0;
+  return hadal::bench::RunBench(
+      [] { hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run(); });
 }

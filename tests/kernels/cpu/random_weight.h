@@ -99,8 +99,8 @@ inline double RelativeError(const std::vector<float>& actual, const std::vector<
 }
 
 template <typename Rng>
-std::vector<float> RandomFloats(int64_t n, Rng& rng) {
-  std::normal_distribution<float> normal(0, 1);
+std::vector<float> RandomFloats(int64_t n, Rng& rng, float deviation = 1) {
+  std::normal_distribution<float> normal(0, deviation);
   std::vector<float> x(static_cast<size_t>(n));
   for (float& v : x) v = normal(rng);
   return x;

@@ -1,181 +1,47 @@
 #pragma once
 
-#include <cuda_runtime.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cmath>
-#include <cstring>
 #include <memory>
 #include <random>
-#include <string>
 #include <thread>
 #include <vector>
 
-#include "common/check.h"
-#include "common/dtype.h"
 #include "common/step_plan.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/mla_paths.h"
 #include "kernels/cuda/ops.h"
+#include "tests/kernels/cpu/random_weight.h"
+#include "tests/kernels/cuda/compare.h"
+#include "tests/kernels/cuda/device_fixture.h"
 
 // What the tests of the attention family share: values that are on the device in their type and on
-// the host as the float that this type holds; a paged cache; comparison.
+// the host as the float that this type holds; a paged cache; softmax in float64.
 
 namespace hadal::testing {
 
 using Rng = std::mt19937_64;
 
-inline bool HaveCudaDevice() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) == cudaSuccess && count > 0) return true;
-  std::printf("skipped: no CUDA device\n");
-  return false;
-}
-
-inline bool IsHopper() {
-  cudaDeviceProp properties{};
-  HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
-  return properties.major == 9;
-}
-
-// Device memory between two zones that no kernel may write.
-class GuardedMemory {
- public:
-  static constexpr size_t kGuard = 4096;
-
-  explicit GuardedMemory(size_t bytes) : bytes_(bytes) {
-    HADAL_CUDA(cudaMalloc(&block_, bytes + 2 * kGuard));
-    HADAL_CUDA(cudaMemset(block_, 0xff, bytes + 2 * kGuard));  // NaN in every type
-  }
-  ~GuardedMemory() { cudaFree(block_); }
-  GuardedMemory(const GuardedMemory&) = delete;
-  GuardedMemory& operator=(const GuardedMemory&) = delete;
-
-  char* data() const { return static_cast<char*>(block_) + kGuard; }
-  void Upload(const void* host) {
-    HADAL_CUDA(cudaMemcpy(data(), host, bytes_, cudaMemcpyHostToDevice));
-  }
-  void Download(void* host) const {
-    HADAL_CUDA(cudaMemcpy(host, data(), bytes_, cudaMemcpyDeviceToHost));
-  }
-  bool GuardsIntact() const {
-    std::vector<unsigned char> all(bytes_ + 2 * kGuard);
-    HADAL_CUDA(cudaMemcpy(all.data(), block_, all.size(), cudaMemcpyDeviceToHost));
-    const auto intact = [](unsigned char c) { return c == 0xff; };
-    return std::all_of(all.begin(), all.begin() + kGuard, intact) &&
-           std::all_of(all.end() - kGuard, all.end(), intact);
-  }
-
- private:
-  size_t bytes_;
-  void* block_ = nullptr;
-};
-
 // Floats on the host, the same values in `dtype` on the device.
 struct Values {
   DType dtype;
   std::vector<float> host;
-  std::unique_ptr<GuardedMemory> device;
+  GuardedBuffer device;
 
-  Values(std::vector<float> values, DType type) : dtype(type), host(std::move(values)) {
-    device = std::make_unique<GuardedMemory>(host.size() * static_cast<size_t>(DTypeSize(dtype)));
-    std::vector<bf16_t> halves;
-    if (dtype == DType::kBF16) {
-      for (float& x : host) {
-        halves.push_back(FloatToBf16(x));
-        x = Bf16ToFloat(halves.back());
-      }
-    }
-    device->Upload(dtype == DType::kF32 ? static_cast<const void*>(host.data()) : halves.data());
-  }
-  void* data() const { return device->data(); }
+  Values(std::vector<float> values, DType type)
+      : dtype(type), host(std::move(values)), device(ToAct(host, type)) {}
+  void* data() const { return device.data(); }
+  std::vector<float> Read() const { return DownloadFloats(device, dtype); }
 };
-
-inline std::vector<float> RandomValues(int64_t count, Rng& rng, float deviation = 1) {
-  std::normal_distribution<float> normal(0, deviation);
-  std::vector<float> values(static_cast<size_t>(count));
-  for (float& x : values) x = normal(rng);
-  return values;
-}
 
 // Poisoned memory that an op writes.
 struct Output {
   DType dtype;
-  size_t count;
-  GuardedMemory device;
+  GuardedBuffer device;
 
-  Output(int64_t n, DType type)
-      : dtype(type),
-        count(static_cast<size_t>(n)),
-        device(static_cast<size_t>(n * DTypeSize(type))) {}
+  Output(int64_t n, DType type) : dtype(type), device(n * DTypeSize(type)) {}
   void* data() const { return device.data(); }
-  std::vector<float> Read() const {
-    std::vector<float> values(count);
-    if (dtype == DType::kF32) {
-      device.Download(values.data());
-    } else {
-      std::vector<bf16_t> halves(count);
-      device.Download(halves.data());
-      std::transform(halves.begin(), halves.end(), values.begin(), Bf16ToFloat);
-    }
-    return values;
-  }
-};
-
-template <typename T>
-std::unique_ptr<GuardedMemory> OnDevice(const std::vector<T>& values) {
-  auto memory = std::make_unique<GuardedMemory>(values.size() * sizeof(T));
-  memory->Upload(values.data());
-  return memory;
-}
-
-class TestContext {
- public:
-  explicit TestContext(DType act, int64_t scratch_bytes)
-      : scratch_(static_cast<size_t>(scratch_bytes)) {
-    context.act = act;
-    cudaDeviceProp properties{};
-    HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
-    context.sm_count = properties.multiProcessorCount;
-    context.arch = 10 * properties.major + properties.minor;
-    HADAL_CUDA(cudaStreamCreate(&context.stream));
-    HADAL_CUDA(cudaMalloc(&block_, static_cast<size_t>(scratch_bytes) + kGuard));
-    HADAL_CUDA(cudaMemset(block_, 0xff, static_cast<size_t>(scratch_bytes) + kGuard));
-    context.scratch.Reset(block_, scratch_bytes);
-    context.cublas_workspace_bytes = 32 << 20;
-    HADAL_CUDA(cudaMalloc(&context.cublas_workspace, 32 << 20));
-    HADAL_CHECK(cublasLtCreate(&context.cublas) == CUBLAS_STATUS_SUCCESS);
-  }
-  ~TestContext() {
-    cublasLtDestroy(context.cublas);
-    cudaFree(context.cublas_workspace);
-    cudaStreamDestroy(context.stream);
-    cudaFree(block_);
-  }
-  TestContext(const TestContext&) = delete;
-  TestContext& operator=(const TestContext&) = delete;
-
-  // Waits; false when a kernel failed or wrote behind the scratch.
-  bool Finished() {
-    const cudaError_t error = cudaStreamSynchronize(context.stream);
-    if (error != cudaSuccess) {
-      std::printf("  device: %s\n", cudaGetErrorString(error));
-      return false;
-    }
-    std::vector<unsigned char> guard(kGuard);
-    HADAL_CUDA(cudaMemcpy(guard.data(), static_cast<char*>(block_) + scratch_, kGuard,
-                          cudaMemcpyDeviceToHost));
-    return std::all_of(guard.begin(), guard.end(), [](unsigned char c) { return c == 0xff; });
-  }
-
-  CudaContext context;
-
- private:
-  static constexpr size_t kGuard = 4096;
-  size_t scratch_;
-  void* block_ = nullptr;
+  std::vector<float> Read() const { return DownloadFloats(device, dtype); }
 };
 
 // Sequences whose blocks lie scattered in a cache; rows of the cache that hold no key are NaN.
@@ -203,17 +69,17 @@ class PagedSequences {
       }
     }
     cache = std::make_unique<Values>(std::move(values), dtype);
-    device_rows_ = OnDevice(rows);
+    device_rows_ = std::make_unique<GuardedBuffer>(rows);
     if (tables_.empty()) tables_.push_back(0);
-    device_tables_ = OnDevice(tables_);
+    device_tables_ = std::make_unique<GuardedBuffer>(tables_);
   }
 
   AttentionRows Rows(bool host_rows) const {
     AttentionRows r;
-    r.rows = reinterpret_cast<const AttentionRow*>(device_rows_->data());
+    r.rows = device_rows_->as<AttentionRow>();
     r.host_rows = host_rows ? rows.data() : nullptr;
     r.num_rows = static_cast<int>(rows.size());
-    r.block_tables = reinterpret_cast<const int32_t*>(device_tables_->data());
+    r.block_tables = device_tables_->as<int32_t>();
     r.tokens = tokens;
     r.max_row_tokens = max_row_tokens;
     r.max_context = max_context;
@@ -240,8 +106,8 @@ class PagedSequences {
 
   int64_t dim_;
   std::vector<int32_t> tables_;
-  std::unique_ptr<GuardedMemory> device_rows_;
-  std::unique_ptr<GuardedMemory> device_tables_;
+  std::unique_ptr<GuardedBuffer> device_rows_;
+  std::unique_ptr<GuardedBuffer> device_tables_;
 };
 
 // f(0) .. f(count - 1) on all cores: references in float64 take longer than the device.
@@ -271,39 +137,6 @@ std::vector<double> SoftmaxSum(const std::vector<double>& scores, int64_t dim, c
   }
   for (double& x : out) x /= total;
   return out;
-}
-
-// ||out - ref|| / ||ref|| of every row of `width` elements and of all of them; prints the worst
-// row.
-inline bool Close(const std::string& what, const std::vector<float>& out,
-                  const std::vector<double>& ref, int64_t width, double tolerance) {
-  double all = 0, all_ref = 0, worst = -1;
-  size_t worst_row = 0;
-  const auto w = static_cast<size_t>(width);
-  for (size_t row = 0; row * w < ref.size(); ++row) {
-    double error = 0, norm = 0;
-    for (size_t i = row * w; i < (row + 1) * w; ++i) {
-      const double d = out[i] - ref[i];
-      error += std::isfinite(d) ? d * d : 1e30;
-      norm += ref[i] * ref[i];
-    }
-    all += error;
-    all_ref += norm;
-    const double relative = std::sqrt(error / std::max(norm, 1e-30));
-    if (relative > worst) worst = relative, worst_row = row;
-  }
-  const double relative = std::sqrt(all / std::max(all_ref, 1e-30));
-  const bool close = ref.empty() || (relative <= tolerance && worst <= 2 * tolerance);
-  std::printf("%s %s: error %.2e, worst row %zu %.2e (allowed %.0e)\n", close ? "  ok  " : "  FAIL",
-              what.c_str(), relative, worst_row, worst, tolerance);
-  for (size_t i = 0, shown = 0; !close && i < w && shown < 8; ++i) {
-    const size_t at = worst_row * w + i;
-    if (std::abs(out[at] - ref[at]) <= 3 * tolerance * (std::abs(ref[at]) + 1e-3)) continue;
-    std::printf("    row %zu element %zu: %g, should be %g\n", worst_row, i, double{out[at]},
-                ref[at]);
-    ++shown;
-  }
-  return close;
 }
 
 }  // namespace hadal::testing

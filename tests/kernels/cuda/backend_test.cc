@@ -9,7 +9,8 @@ namespace {
 
 TEST_CASE("a device that does not exist, or a type that none has, is refused with the reason") {
   const auto wrong_type = MakeCudaBackend({.activation = DType::kF8E4M3});
-  CHECK(wrong_type.status().message() == "activations on a CUDA device are BF16 or F32, not F8_E4M3");
+  CHECK(wrong_type.status().message() ==
+        "activations on a CUDA device are BF16 or F32, not F8_E4M3");
   const auto missing = MakeCudaBackend({.device = CudaDeviceCount() + 3});
   CHECK(missing.status().code() == StatusCode::kFailedPrecondition);
   std::printf("%s\n", missing.status().message().c_str());
@@ -83,7 +84,8 @@ class Walk {
   std::unique_ptr<DeviceBuffer> table_, ones_, ids_, slots_, positions_, last_, sampling_;
 };
 
-TEST_CASE("steps through the backend, replayed and not: embedding, norm, draw, its token in a slot") {
+TEST_CASE(
+    "steps through the backend, replayed and not: embedding, norm, draw, its token in a slot") {
   if (CudaDeviceCount() == 0) {
     std::printf("skipped: no CUDA device\n");
     return;

@@ -30,7 +30,8 @@ TEST_CASE("copies to the device: the host's memory may be reused at once, whatev
   const std::vector<uint8_t> expected = RandomBytes(static_cast<size_t>(bytes), rng);
   std::vector<uint8_t> reused(static_cast<size_t>(bytes));
   for (int64_t at = 0; at < bytes;) {
-    const int64_t sizes[] = {0, 1, 3, 4096, 1 << 16, (2 << 20) - 1, 2 << 20, (2 << 20) + 5, 9'000'000};
+    const int64_t sizes[] = {0,        1, 3, 4096, 1 << 16, (2 << 20) - 1, 2 << 20, (2 << 20) + 5,
+                             9'000'000};
     const int64_t size = std::min(sizes[rng() % 9], bytes - at);
     std::copy_n(expected.begin() + at, size, reused.begin());
     copies.ToDevice(static_cast<char*>(to.data()) + at, reused.data(), size);

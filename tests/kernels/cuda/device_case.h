@@ -36,13 +36,16 @@ class DeviceArray {
     HADAL_CUDA(cudaMemset(data_, 0xff, bytes + kGuard));
   }
   template <typename T>
-  explicit DeviceArray(const std::vector<T>& host) : DeviceArray(host.data(), host.size() * sizeof(T)) {}
+  explicit DeviceArray(const std::vector<T>& host)
+      : DeviceArray(host.data(), host.size() * sizeof(T)) {}
   ~DeviceArray() { cudaFree(data_); }
   DeviceArray(const DeviceArray&) = delete;
   DeviceArray& operator=(const DeviceArray&) = delete;
 
   template <typename T = void>
-  T* as() const { return static_cast<T*>(data_); }
+  T* as() const {
+    return static_cast<T*>(data_);
+  }
 
   template <typename T>
   std::vector<T> Read() const {
@@ -68,7 +71,8 @@ class DeviceArray {
 // A context of the first device, with poisoned scratch.
 class DeviceFixture {
  public:
-  explicit DeviceFixture(DType act, int64_t scratch_bytes) : scratch_(static_cast<size_t>(scratch_bytes)) {
+  explicit DeviceFixture(DType act, int64_t scratch_bytes)
+      : scratch_(static_cast<size_t>(scratch_bytes)) {
     cudaDeviceProp properties{};
     HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
     context.act = act;

@@ -3,6 +3,7 @@
 #include <cublasLt.h>
 #include <cuda_runtime.h>
 
+#include <algorithm>
 #include <cstdint>
 #include <cstdio>
 #include <cstring>
@@ -23,87 +24,112 @@ inline bool HaveCudaDevice() {
   return false;
 }
 
-// A context on device 0 with everything an op may use.
+inline cudaDeviceProp DeviceProperties() {
+  cudaDeviceProp properties{};
+  HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
+  return properties;
+}
+inline bool IsHopper() { return DeviceProperties().major == 9; }
+
+// Device memory between two zones that no kernel may write; every byte starts as 0xff, a NaN in all
+// types. What it writes has arrived when it returns: ops run on streams that do not wait for the
+// default stream, and copies from pageable memory return before they have arrived.
+class GuardedBuffer {
+ public:
+  explicit GuardedBuffer(int64_t bytes) : bytes_(static_cast<size_t>(bytes)) {
+    HADAL_CUDA(cudaMalloc(&block_, bytes_ + 2 * kGuard));
+    HADAL_CUDA(cudaMemset(block_, 0xff, bytes_ + 2 * kGuard));
+    HADAL_CUDA(cudaDeviceSynchronize());
+  }
+  template <typename T>
+  explicit GuardedBuffer(const std::vector<T>& host)
+      : GuardedBuffer(static_cast<int64_t>(host.size() * sizeof(T))) {
+    HADAL_CUDA(cudaMemcpy(data(), host.data(), bytes_, cudaMemcpyHostToDevice));
+    HADAL_CUDA(cudaDeviceSynchronize());
+  }
+  ~GuardedBuffer() { cudaFree(block_); }
+  GuardedBuffer(const GuardedBuffer&) = delete;
+  GuardedBuffer& operator=(const GuardedBuffer&) = delete;
+
+  void* data() const { return static_cast<char*>(block_) + kGuard; }
+  template <typename T>
+  T* as() const {
+    return static_cast<T*>(data());
+  }
+
+  void Poison() const {
+    HADAL_CUDA(cudaMemset(data(), 0xff, bytes_));
+    HADAL_CUDA(cudaDeviceSynchronize());
+  }
+
+  // Waits for everything on the device.
+  template <typename T>
+  std::vector<T> Download() const {
+    HADAL_CUDA(cudaDeviceSynchronize());
+    std::vector<T> host(bytes_ / sizeof(T));
+    HADAL_CUDA(cudaMemcpy(host.data(), data(), bytes_, cudaMemcpyDeviceToHost));
+    return host;
+  }
+  bool GuardIntact() const {
+    HADAL_CUDA(cudaDeviceSynchronize());
+    return ZoneIntact(0) && ZoneIntact(kGuard + bytes_);
+  }
+
+ private:
+  static constexpr size_t kGuard = 4096;
+
+  bool ZoneIntact(size_t at) const {
+    std::vector<uint8_t> zone(kGuard);
+    HADAL_CUDA(
+        cudaMemcpy(zone.data(), static_cast<char*>(block_) + at, kGuard, cudaMemcpyDeviceToHost));
+    return std::all_of(zone.begin(), zone.end(), [](uint8_t byte) { return byte == 0xff; });
+  }
+
+  size_t bytes_;
+  void* block_ = nullptr;
+};
+
+// A context on device 0 with everything an op may use; its scratch is poisoned and guarded.
 class DeviceFixture {
  public:
-  explicit DeviceFixture(DType act, int64_t scratch_bytes = 256 << 20) {
+  explicit DeviceFixture(DType act, int64_t scratch_bytes = 256 << 20) : scratch_(scratch_bytes) {
+    const cudaDeviceProp properties = DeviceProperties();
     context.act = act;
-    cudaDeviceProp properties{};
-    HADAL_CUDA(cudaGetDeviceProperties(&properties, 0));
     context.sm_count = properties.multiProcessorCount;
     context.arch = 10 * properties.major + properties.minor;
     HADAL_CUDA(cudaStreamCreateWithFlags(&context.stream, cudaStreamNonBlocking));
-    HADAL_CUDA(cudaMalloc(&scratch_, static_cast<size_t>(scratch_bytes)));
-    HADAL_CUDA(cudaMemset(scratch_, 0xff, static_cast<size_t>(scratch_bytes)));
-    context.scratch.Reset(scratch_, scratch_bytes);
+    context.scratch.Reset(scratch_.data(), scratch_bytes);
     context.cublas_workspace_bytes = 64 << 20;
     HADAL_CUDA(cudaMalloc(&context.cublas_workspace, 64 << 20));
     HADAL_CHECK(cublasLtCreate(&context.cublas) == CUBLAS_STATUS_SUCCESS);
-    HADAL_CUDA(cudaDeviceSynchronize());
   }
   ~DeviceFixture() {
     cudaStreamSynchronize(context.stream);
     cublasLtDestroy(context.cublas);
     cudaFree(context.cublas_workspace);
-    cudaFree(scratch_);
     cudaStreamDestroy(context.stream);
   }
   DeviceFixture(const DeviceFixture&) = delete;
   DeviceFixture& operator=(const DeviceFixture&) = delete;
 
+  // Waits; false when a kernel failed or wrote outside the scratch.
+  bool Finished() {
+    const cudaError_t error = cudaStreamSynchronize(context.stream);
+    if (error != cudaSuccess) std::printf("  device: %s\n", cudaGetErrorString(error));
+    return error == cudaSuccess && scratch_.GuardIntact();
+  }
+
   CudaContext context;
 
  private:
-  void* scratch_ = nullptr;
+  GuardedBuffer scratch_;
 };
 
-// Device memory with a guard zone behind it; every byte starts as 0xff, a NaN in all types.
-class GuardedBuffer {
- public:
-  explicit GuardedBuffer(int64_t bytes) : bytes_(bytes) {
-    HADAL_CUDA(cudaMalloc(&data_, static_cast<size_t>(bytes + kGuard)));
-    HADAL_CUDA(cudaMemset(data_, 0xff, static_cast<size_t>(bytes + kGuard)));
-    HADAL_CUDA(cudaDeviceSynchronize());
-  }
-  ~GuardedBuffer() { cudaFree(data_); }
-  GuardedBuffer(const GuardedBuffer&) = delete;
-  GuardedBuffer& operator=(const GuardedBuffer&) = delete;
-
-  void* data() const { return data_; }
-
-  void Upload(const void* host, int64_t bytes) {
-    HADAL_CUDA(cudaMemcpy(data_, host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
-  }
-
-  template <typename T>
-  std::vector<T> Download() const {
-    HADAL_CUDA(cudaDeviceSynchronize());
-    std::vector<T> host(static_cast<size_t>(bytes_) / sizeof(T));
-    HADAL_CUDA(cudaMemcpy(host.data(), data_, static_cast<size_t>(bytes_), cudaMemcpyDeviceToHost));
-    return host;
-  }
-
-  bool GuardIntact() const {
-    std::vector<uint8_t> guard(kGuard);
-    HADAL_CUDA(cudaMemcpy(guard.data(), static_cast<char*>(data_) + bytes_, kGuard,
-                          cudaMemcpyDeviceToHost));
-    for (const uint8_t byte : guard) {
-      if (byte != 0xff) return false;
-    }
-    return true;
-  }
-
- private:
-  static constexpr int64_t kGuard = 4096;
-  int64_t bytes_;
-  void* data_ = nullptr;
-};
-
-// `values` as act elements, and rounded to them.
-inline std::vector<uint8_t> ToAct(std::vector<float>& values, DType act) {
-  std::vector<uint8_t> bytes(values.size() * static_cast<size_t>(DTypeSize(act)));
+// `values` as elements of `dtype`, and rounded to them.
+inline std::vector<uint8_t> ToAct(std::vector<float>& values, DType dtype) {
+  std::vector<uint8_t> bytes(values.size() * static_cast<size_t>(DTypeSize(dtype)));
   for (size_t i = 0; i < values.size(); ++i) {
-    if (act == DType::kF32) {
+    if (dtype == DType::kF32) {
       std::memcpy(&bytes[4 * i], &values[i], 4);
     } else {
       const bf16_t rounded = FloatToBf16(values[i]);

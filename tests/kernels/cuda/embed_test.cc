@@ -1,6 +1,7 @@
 #include <random>
 
 #include "kernels/cuda/ops.h"
+#include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -15,25 +16,19 @@ void CheckEmbed(DType act, DType table_dtype, int64_t dim, std::mt19937_64& rng)
   CAPTURE(DTypeName(act), DTypeName(table_dtype), dim);
   DeviceFixture device(act, 1 << 20);
   const int32_t begin = 40, end = 97, slots = 5;
-  std::normal_distribution<float> normal;
-  std::vector<float> table(static_cast<size_t>((end - begin) * dim));
-  for (float& v : table) v = normal(rng);
-  const std::vector<uint8_t> table_bytes = testing::ToAct(table, table_dtype);
-  GuardedBuffer device_table(static_cast<int64_t>(table_bytes.size()));
-  device_table.Upload(table_bytes.data(), static_cast<int64_t>(table_bytes.size()));
+  std::vector<float> table = testing::RandomFloats((end - begin) * dim, rng);
+  const GuardedBuffer device_table(testing::ToAct(table, table_dtype));
 
   std::vector<int32_t> last_tokens;
   for (int i = 0; i < slots; ++i) last_tokens.push_back(static_cast<int32_t>(rng() % 120));
   std::vector<int32_t> ids{begin, begin - 1, end - 1, end, 0, -1, -slots};
   while (ids.size() < 30) ids.push_back(static_cast<int32_t>(rng() % 120) - (rng() % 3 ? 0 : 120));
   for (int32_t& id : ids) id = std::max(id, -slots);
-  GuardedBuffer device_ids(static_cast<int64_t>(ids.size()) * 4), device_last(slots * 4);
-  device_ids.Upload(ids.data(), static_cast<int64_t>(ids.size()) * 4);
-  device_last.Upload(last_tokens.data(), slots * 4);
+  const GuardedBuffer device_ids(ids), device_last(last_tokens);
 
   GuardedBuffer out(static_cast<int64_t>(ids.size()) * dim * DTypeSize(act));
-  cuda::Embed({.ids = static_cast<const int32_t*>(device_ids.data()),
-               .last_tokens = static_cast<const int32_t*>(device_last.data()),
+  cuda::Embed({.ids = device_ids.as<int32_t>(),
+               .last_tokens = device_last.as<int32_t>(),
                .tokens = static_cast<int>(ids.size()), .table = device_table.data(),
                .table_dtype = table_dtype, .vocab_begin = begin, .vocab_end = end, .dim = dim,
                .out = out.data()}, device.context);
@@ -81,12 +76,10 @@ TEST_CASE("drawn tokens go to their slots") {
     if (rng() % 4 == 0) order[i] = -1;
     if (order[i] >= 0) expected[static_cast<size_t>(order[i])] = tokens[i].token;
   }
-  GuardedBuffer device_tokens(rows * sizeof(SampledToken)), device_slots(rows * 4), last(slots * 4);
-  device_tokens.Upload(tokens.data(), rows * sizeof(SampledToken));
-  device_slots.Upload(order.data(), rows * 4);
-  cuda::StoreTokens({.tokens = static_cast<const SampledToken*>(device_tokens.data()),
-                     .slots = static_cast<const int32_t*>(device_slots.data()),
-                     .last_tokens = static_cast<int32_t*>(last.data()), .rows = rows},
+  const GuardedBuffer device_tokens(tokens), device_slots(order), last(slots * 4);
+  cuda::StoreTokens({.tokens = device_tokens.as<SampledToken>(),
+                     .slots = device_slots.as<int32_t>(),
+                     .last_tokens = last.as<int32_t>(), .rows = rows},
                     device.context);
   CHECK(last.Download<int32_t>() == expected);  // poison reads as -1
   CHECK(last.GuardIntact());
@@ -104,8 +97,7 @@ TEST_CASE("rows are copied, whatever their alignment, and nothing between them")
         const int64_t from_stride = bytes + unit * 3, to_stride = bytes + unit * 5;
         std::vector<uint8_t> source(static_cast<size_t>(rows * from_stride));
         for (uint8_t& b : source) b = static_cast<uint8_t>(rng());
-        GuardedBuffer from(rows * from_stride), to(rows * to_stride);
-        from.Upload(source.data(), rows * from_stride);
+        const GuardedBuffer from(source), to(rows * to_stride);
         cuda::CopyRows({.from = from.data(), .from_stride = from_stride, .to = to.data(),
                         .to_stride = to_stride, .rows = rows, .bytes = bytes}, device.context);
         std::vector<uint8_t> expected(static_cast<size_t>(rows * to_stride), 0xff);

@@ -15,7 +15,7 @@ using testing::DeviceFixture;
 using testing::GuardedBuffer;
 
 // Adds delta to the residual `times`, each in a launch of its own.
-void AddRepeatedly(GuardedBuffer& residual, const GuardedBuffer& delta, int tokens, int times,
+void AddRepeatedly(const GuardedBuffer& residual, const GuardedBuffer& delta, int tokens, int times,
                    CudaContext& context) {
   for (int i = 0; i < times; ++i) {
     cuda::RmsNorm({.residual = residual.data(), .delta = delta.data(), .tokens = tokens, .dim = 64,
@@ -23,15 +23,14 @@ void AddRepeatedly(GuardedBuffer& residual, const GuardedBuffer& delta, int toke
   }
 }
 
-TEST_CASE("a key runs its ops once and is launched as a graph from then on; key 0 always runs them") {
+TEST_CASE(
+    "a key runs its ops once and is launched as a graph from then on; key 0 always runs them") {
   if (!testing::HaveCudaDevice()) return;
   DeviceFixture device(DType::kF32, 1 << 20);
   GraphCache graphs(device.context.stream);
   const int tokens = 3;
-  GuardedBuffer residual(tokens * 64 * 4), delta(tokens * 64 * 4);
-  const std::vector<float> zeros(tokens * 64, 0.0f), ones(tokens * 64, 1.0f);
-  residual.Upload(zeros.data(), tokens * 64 * 4);
-  delta.Upload(ones.data(), tokens * 64 * 4);
+  const GuardedBuffer residual(std::vector<float>(tokens * 64, 0.0f));
+  const GuardedBuffer delta(std::vector<float>(tokens * 64, 1.0f));
   int calls = 0;
   const auto replay = [&](uint64_t key, int times) {
     graphs.Replay(key, [&] {
@@ -55,10 +54,8 @@ TEST_CASE("what ops throw while they are captured passes through; the key can be
   if (!testing::HaveCudaDevice()) return;
   DeviceFixture device(DType::kF32, 1 << 20);
   GraphCache graphs(device.context.stream);
-  GuardedBuffer residual(64 * 4), delta(64 * 4);
   const std::vector<float> ones(64, 1.0f);
-  residual.Upload(ones.data(), 64 * 4);
-  delta.Upload(ones.data(), 64 * 4);
+  const GuardedBuffer residual(ones), delta(ones);
   CHECK_THROWS_AS(graphs.Replay(3, [&] {
     AddRepeatedly(residual, delta, 1, 2, device.context);
     throw std::runtime_error("no");

@@ -25,8 +25,18 @@ bool RunChosen(const cuda::Product& p, CudaContext& context) {
   return true;
 }
 
+template <int kRows, int kSplits>
+bool RunFew(const cuda::Product& p, CudaContext& context) {
+  return cuda::MatMulFew(p, {.rows = kRows, .splits = kSplits}, context);
+}
+
 constexpr Path kPaths[] = {{"general", cuda::MatMulGeneral},
                            {"skinny", cuda::MatMulSkinny},
+                           {"few 64/1", RunFew<64, 1>},
+                           {"few 64/4", RunFew<64, 4>},
+                           {"few 128/1", RunFew<128, 1>},
+                           {"few 128/2", RunFew<128, 2>},
+                           {"few 128/8", RunFew<128, 8>},
                            {"cublas", cuda::MatMulCublas},
                            {"cublas f8", cuda::MatMulCublasF8, true},
                            {"chosen", RunChosen, true}};
@@ -70,7 +80,7 @@ void CheckProduct(const ProductShape& shape, DeviceFixture& device, std::mt19937
                   static_cast<long long>(shape.weight.k), DTypeName(shape.weight.dtype).data(),
                   error, bound, trouble.c_str());
       testing::PrintMismatches(y, path.quantises ? quantised : exact,
-                               shape.matrices * shape.weight.n);
+                               shape.matrices * shape.weight.n, 5 * bound);
     }
     CHECK(good);
   }

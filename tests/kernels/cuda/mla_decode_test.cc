@@ -40,8 +40,8 @@ struct Decode {
   Decode(const DecodeCase& test, Rng& rng)
       : c(test),
         sequences(MakeRows(test.rows), test.latent + test.rope, test.cache, rng),
-        q_latent(RandomValues(int64_t{sequences.tokens} * c.heads * c.latent, rng), c.act),
-        q(RandomValues(int64_t{sequences.tokens} * c.heads * (kLead + c.rope), rng), c.act) {}
+        q_latent(RandomFloats(int64_t{sequences.tokens} * c.heads * c.latent, rng), c.act),
+        q(RandomFloats(int64_t{sequences.tokens} * c.heads * (kLead + c.rope), rng), c.act) {}
 
   float Scale() const { return 1.5f / std::sqrt(static_cast<float>(c.latent + c.rope)); }
 
@@ -103,13 +103,13 @@ OpLimits Limits(const DecodeCase& c) {
 bool Holds(const DecodeCase& c, Rng& rng) {
   const Decode decode(c, rng);
   const std::vector<double> reference = decode.Reference();
-  TestContext test(c.act, cuda::AttentionScratchBytes(Limits(c), c.act));
+  DeviceFixture test(c.act, cuda::AttentionScratchBytes(Limits(c), c.act));
   const int64_t count = int64_t{decode.sequences.tokens} * c.heads * c.latent;
   const double tolerance = c.act == DType::kF32 ? 1e-5 : 8e-3;
   bool good = true;
   Output eager(count, c.act), replayed(count, c.act);
   cuda::MlaDecodeWith(c.path, decode.Params(eager.data()), test.context);
-  good &= test.Finished() && eager.device.GuardsIntact();
+  good &= test.Finished() && eager.device.GuardIntact();
   good &= Close(c.name, eager.Read(), reference, c.latent, tolerance);
   cudaGraph_t graph = nullptr;
   cudaGraphExec_t exec = nullptr;
@@ -118,7 +118,7 @@ bool Holds(const DecodeCase& c, Rng& rng) {
   HADAL_CUDA(cudaStreamEndCapture(test.context.stream, &graph));
   HADAL_CUDA(cudaGraphInstantiate(&exec, graph, 0));
   for (int i = 0; i < 3; ++i) HADAL_CUDA(cudaGraphLaunch(exec, test.context.stream));
-  good &= test.Finished() && replayed.device.GuardsIntact();
+  good &= test.Finished() && replayed.device.GuardIntact();
   if (replayed.Read() != eager.Read()) {
     good &= Close("   (replayed)", replayed.Read(), reference, c.latent, tolerance);
   }

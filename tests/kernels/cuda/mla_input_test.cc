@@ -29,9 +29,9 @@ struct Input {
 
   Input(const InputCase& test, Rng& rng)
       : c(test),
-        q(RandomValues(int64_t{c.tokens} * c.heads * (c.nope + c.rope), rng), c.act),
-        kv_a(RandomValues(int64_t{c.tokens} * KvStride(), rng, 3), c.act),
-        weight(RandomValues(c.latent, rng), kF),
+        q(RandomFloats(int64_t{c.tokens} * c.heads * (c.nope + c.rope), rng), c.act),
+        kv_a(RandomFloats(int64_t{c.tokens} * KvStride(), rng, 3), c.act),
+        weight(RandomFloats(c.latent, rng), kF),
         cos_sin(Rotations(), kF) {
     std::vector<int64_t> free;
     for (int64_t i = 0; i < kBlocks * kBlockSize; ++i) free.push_back(i);
@@ -94,9 +94,8 @@ bool Holds(const InputCase& c, Rng& rng) {
   const Input input(c, rng);
   const int64_t dim = c.latent + c.rope;
   Output cache(Input::kBlocks * kBlockSize * dim, c.cache);
-  const auto positions = OnDevice(input.positions);
-  const auto cache_rows = OnDevice(input.cache_rows);
-  TestContext test(c.act, 1024);
+  const GuardedBuffer positions(input.positions), cache_rows(input.cache_rows);
+  DeviceFixture test(c.act, 1024);
   MlaInputParams p;
   p.q_rope = static_cast<char*>(input.q.data()) + c.nope * DTypeSize(c.act);
   p.q_rope_stride = int64_t{c.heads} * (c.nope + c.rope);
@@ -108,24 +107,16 @@ bool Holds(const InputCase& c, Rng& rng) {
   p.eps = 1e-5f;
   p.latent_rank = c.latent;
   p.rope_dim = c.rope;
-  p.positions = reinterpret_cast<const int32_t*>(positions->data());
+  p.positions = positions.as<int32_t>();
   p.cos_sin = static_cast<const float*>(input.cos_sin.data());
-  p.cache_rows = reinterpret_cast<const int64_t*>(cache_rows->data());
+  p.cache_rows = cache_rows.as<int64_t>();
   p.cache = cache.data();
   p.cache_dtype = c.cache;
   p.tokens = c.tokens;
   cuda::MlaInput(p, test.context);
-  bool good = test.Finished() && cache.device.GuardsIntact() && input.q.device->GuardsIntact();
+  bool good = test.Finished() && cache.device.GuardIntact() && input.q.device.GuardIntact();
 
-  std::vector<float> q(input.q.host.size());
-  if (c.act == DType::kF32) {
-    input.q.device->Download(q.data());
-  } else {
-    std::vector<bf16_t> halves(q.size());
-    input.q.device->Download(halves.data());
-    std::transform(halves.begin(), halves.end(), q.begin(), Bf16ToFloat);
-  }
-  good &= Close(std::string(c.name) + ", queries", q, input.Queries(), c.nope + c.rope,
+  good &= Close(std::string(c.name) + ", queries", input.q.Read(), input.Queries(), c.nope + c.rope,
                 c.act == DType::kF32 ? 1e-6 : 4e-3);
 
   const std::vector<float> written = cache.Read();

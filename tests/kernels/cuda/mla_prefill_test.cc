@@ -1,5 +1,5 @@
-#include "kernels/cuda/packed_weight.h"
 #include "tests/kernels/cuda/attention_case.h"
+#include "tests/kernels/cuda/device_weight.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -24,58 +24,22 @@ struct PrefillCase {
   int piece_keys = 0;                     // 0: as released
 };
 
-// Matrices [n, k] of all heads, on the device and as the floats that they stand for.
-struct HeadWeights {
-  std::vector<float> host;  // [heads, n, k]
-  std::unique_ptr<PackedWeight> packed;
-
-  HeadWeights(int heads, int64_t n, int64_t k, DType dtype, Rng& rng, CudaContext& context)
-      : host(RandomValues(heads * n * k, rng, 1 / std::sqrt(static_cast<float>(k)))) {
-    const int64_t blocks = (k + 127) / 128;
-    std::vector<uint8_t> codes(host.size());
-    std::vector<bf16_t> halves(host.size());
-    std::vector<float> scale(static_cast<size_t>((heads * n + 127) / 128 * blocks));
-    for (float& s : scale) s = 0.05f + static_cast<float>(rng() % 100) / 1000;
-    for (size_t i = 0; i < host.size(); ++i) {
-      const auto row = static_cast<int64_t>(i) / k, column = static_cast<int64_t>(i) % k;
-      if (dtype == kB) host[i] = Bf16ToFloat(halves[i] = FloatToBf16(host[i]));
-      if (dtype != k8) continue;
-      codes[i] = static_cast<uint8_t>(rng() & 0x87u) | static_cast<uint8_t>(0x20 + rng() % 8 * 2);
-      host[i] =
-          F8E4M3ToFloat(codes[i]) * scale[static_cast<size_t>(row / 128 * blocks + column / 128)];
-    }
-    std::vector<StackedSource> sources;
-    for (int h = 0; h < heads; ++h) {
-      WeightSource s;
-      const auto at = static_cast<size_t>(h * n * k);
-      s.data = dtype == kF   ? static_cast<const void*>(host.data() + at)
-               : dtype == kB ? static_cast<const void*>(halves.data() + at)
-                             : codes.data() + at;
-      s.dtype = dtype;
-      s.n = n;
-      s.k = s.row_stride = k;
-      s.scale = dtype == k8 ? scale.data() : nullptr;
-      s.scale_stride = blocks;
-      s.row_offset = h * n;
-      sources.push_back({s});
-    }
-    packed = PackCudaWeight(sources, context);
-  }
-};
-
 struct Prefill {
   const PrefillCase& c;
   PagedSequences sequences;
   Values q;
-  HeadWeights w_uk;
-  HeadWeights w_uv;
+  RandomDeviceWeight w_uk;
+  RandomDeviceWeight w_uv;
 
-  Prefill(const PrefillCase& test, std::vector<AttentionRow> rows, Rng& rng, CudaContext& context)
+  Prefill(const PrefillCase& test, std::vector<AttentionRow> rows, Rng& rng)
       : c(test),
         sequences(std::move(rows), c.latent + c.rope, c.cache, rng),
-        q(RandomValues(sequences.tokens * QStride(), rng), c.act),
-        w_uk(c.heads, c.nope, c.latent, c.weights, rng, context),
-        w_uv(c.heads, c.v, c.latent, c.weights, rng, context) {}
+        q(RandomFloats(sequences.tokens * QStride(), rng), c.act),
+        w_uk(rng, c.heads, c.nope, c.latent, c.weights, {ScaleRows(c.nope), 0}),
+        w_uv(rng, c.heads, c.v, c.latent, c.weights, {ScaleRows(c.v), 0}) {}
+
+  // Matrices of whole scale blocks keep them; the rows of others have scales of their own.
+  static int ScaleRows(int n) { return n % 128 == 0 ? 128 : 1; }
 
   int64_t QStride() const { return int64_t{c.heads} * (c.nope + c.rope); }
   float Scale() const { return 1.5f / std::sqrt(static_cast<float>(c.nope + c.rope)); }
@@ -88,8 +52,8 @@ struct Prefill {
     p.rows = sequences.Rows(true);
     p.cache = sequences.cache->data();
     p.cache_dtype = c.cache;
-    p.w_uk = w_uk.packed.get();
-    p.w_uv = w_uv.packed.get();
+    p.w_uk = &w_uk.weight;
+    p.w_uv = &w_uv.weight;
     p.heads = c.heads;
     p.latent_rank = c.latent;
     p.nope_dim = c.nope;
@@ -100,13 +64,13 @@ struct Prefill {
   }
 
   // c w^T of every key of a row, for one head.
-  std::vector<double> Project(const AttentionRow& row, const HeadWeights& w, int head,
+  std::vector<double> Project(const AttentionRow& row, const RandomDeviceWeight& w, int head,
                               int n) const {
     std::vector<double> out;
     for (int j = 0; j < row.start_pos + row.num_tokens; ++j) {
       const float* latent = sequences.Latent(row, j);
       for (int i = 0; i < n; ++i) {
-        const float* matrix = w.host.data() + (int64_t{head} * n + i) * c.latent;
+        const float* matrix = w.matrix(head) + i * c.latent;
         double dot = 0;
         for (int d = 0; d < c.latent; ++d) dot += double{latent[d]} * matrix[d];
         out.push_back(dot);
@@ -160,13 +124,13 @@ bool Holds(const PrefillCase& c, Rng& rng) {
   limits.max_context = 4096;
   // With small pieces the state of the softmax needs memory that no released shape needs here.
   const int64_t state = c.piece_keys > 0 ? int64_t{token} * 16 * (c.v * 4 + 8) + 4096 : 0;
-  TestContext test(c.act, cuda::AttentionScratchBytes(limits, c.act) + state);
-  const Prefill prefill(c, rows, rng, test.context);
+  DeviceFixture test(c.act, cuda::AttentionScratchBytes(limits, c.act) + state);
+  const Prefill prefill(c, rows, rng);
   Output out(int64_t{token} * c.heads * c.v, c.act);
   const int64_t key_bytes = int64_t{std::min(c.heads, 16)} * (c.nope + c.v) * DTypeSize(c.act);
   cuda::MlaPrefillWith(c.path, prefill.Params(out.data()), test.context,
                        c.piece_keys > 0 ? c.piece_keys * key_bytes : cuda::kPrefillPieceBytes);
-  bool good = test.Finished() && out.device.GuardsIntact();
+  bool good = test.Finished() && out.device.GuardIntact();
   good &= Close(c.name, out.Read(), prefill.Reference(), c.v, c.act == kF ? 1e-5 : 1.2e-2);
   return good;
 }

@@ -2,6 +2,7 @@
 #include <random>
 
 #include "kernels/cuda/ops.h"
+#include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -11,6 +12,7 @@ namespace {
 
 using testing::DeviceFixture;
 using testing::GuardedBuffer;
+using testing::RandomFloats;
 
 struct NormCase {
   DType act = DType::kF32;
@@ -27,12 +29,6 @@ struct NormCase {
 float Rounded(double x, DType act) {
   const auto f = static_cast<float>(x);
   return act == DType::kF32 ? f : Bf16ToFloat(FloatToBf16(f));
-}
-
-std::unique_ptr<GuardedBuffer> Upload(const std::vector<uint8_t>& bytes) {
-  auto buffer = std::make_unique<GuardedBuffer>(static_cast<int64_t>(bytes.size()));
-  buffer->Upload(bytes.data(), static_cast<int64_t>(bytes.size()));
-  return buffer;
 }
 
 // Elements that differ by more than `tolerance` of the expected value; NaN is expected as NaN.
@@ -57,18 +53,12 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
   CAPTURE(DTypeName(c.act), c.tokens, c.dim, c.x_stride, c.out_stride, c.with_delta, c.with_out,
           c.in_place);
   DeviceFixture device(c.act, 1 << 20);
-  std::normal_distribution<float> normal;
-  const auto random = [&](int64_t n) {
-    std::vector<float> v(static_cast<size_t>(n));
-    for (float& x : v) x = normal(rng);
-    return v;
-  };
-  std::vector<float> x = random(c.tokens * c.x_stride), delta = random(c.tokens * c.dim);
-  const std::vector<float> weight = random(c.dim);
-  const auto device_x = Upload(testing::ToAct(x, c.act));
-  const auto device_delta = Upload(testing::ToAct(delta, c.act));
-  GuardedBuffer device_weight(c.dim * 4), out(c.tokens * c.out_stride * DTypeSize(c.act));
-  device_weight.Upload(weight.data(), c.dim * 4);
+  std::vector<float> x = RandomFloats(c.tokens * c.x_stride, rng);
+  std::vector<float> delta = RandomFloats(c.tokens * c.dim, rng);
+  const std::vector<float> weight = RandomFloats(c.dim, rng);
+  const GuardedBuffer device_x(testing::ToAct(x, c.act));
+  const GuardedBuffer device_delta(testing::ToAct(delta, c.act)), device_weight(weight);
+  const GuardedBuffer out(c.tokens * c.out_stride * DTypeSize(c.act));
 
   std::vector<float> sums = x;
   std::vector<float> expected(static_cast<size_t>(c.tokens * c.out_stride), NAN);
@@ -86,21 +76,21 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
           c.act);
     }
   }
-  cuda::RmsNorm({.residual = device_x->data(), .delta = c.with_delta ? device_delta->data() : nullptr,
-                 .weight = static_cast<const float*>(device_weight.data()),
-                 .out = c.in_place ? device_x->data() : c.with_out ? out.data() : nullptr,
+  cuda::RmsNorm({.residual = device_x.data(), .delta = c.with_delta ? device_delta.data() : nullptr,
+                 .weight = device_weight.as<float>(),
+                 .out = c.in_place ? device_x.data() : c.with_out ? out.data() : nullptr,
                  .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
                  .out_stride = c.out_stride, .eps = c.eps}, device.context);
   // One bf16 rounding more or less at a tie.
   const double tolerance = c.act == DType::kF32 ? 1e-5 : 8e-3;
   if (c.in_place) {
-    CHECK(Mismatches("in place", DownloadFloats(*device_x, c.act), expected, c.out_stride,
+    CHECK(Mismatches("in place", DownloadFloats(device_x, c.act), expected, c.out_stride,
                      tolerance) == 0);
   } else {
-    CHECK(Mismatches("sum", DownloadFloats(*device_x, c.act), sums, c.x_stride, 1e-6) == 0);
+    CHECK(Mismatches("sum", DownloadFloats(device_x, c.act), sums, c.x_stride, 1e-6) == 0);
     CHECK(Mismatches("out", DownloadFloats(out, c.act), expected, c.out_stride, tolerance) == 0);
   }
-  CHECK((device_x->GuardIntact() && out.GuardIntact()));
+  CHECK((device_x.GuardIntact() && out.GuardIntact()));
 }
 
 TEST_CASE("rms norm equals float64: residual sums, strides, odd widths, no output, in place") {

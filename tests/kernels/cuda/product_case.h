@@ -2,7 +2,6 @@
 
 #include <algorithm>
 #include <cmath>
-#include <cstdio>
 #include <memory>
 #include <optional>
 #include <random>
@@ -11,6 +10,7 @@
 
 #include "kernels/cuda/matmul.h"
 #include "tests/kernels/cpu/random_weight.h"
+#include "tests/kernels/cuda/compare.h"
 #include "tests/kernels/cuda/device_fixture.h"
 
 namespace hadal::testing {
@@ -33,9 +33,7 @@ class ProductCase {
     for (const RandomWeight& w : weights_) sources.push_back({w.source()});
     packed_ = PackCudaWeight(sources, device.context);
     x_ = RandomFloats(shape.m * x_stride_, rng);
-    const std::vector<uint8_t> bytes = ToAct(x_, device.context.act);
-    x_device_.emplace(static_cast<int64_t>(bytes.size()));
-    x_device_->Upload(bytes.data(), static_cast<int64_t>(bytes.size()));
+    x_device_.emplace(ToAct(x_, device.context.act));
   }
 
   int64_t n() const { return shape_.weight.n; }
@@ -126,20 +124,5 @@ class ProductCase {
   std::vector<float> x_;
   std::optional<GuardedBuffer> x_device_;
 };
-
-// Prints the first outputs that are far off.
-inline void PrintMismatches(const std::vector<float>& y, const std::vector<double>& expected,
-                            int64_t columns) {
-  double rms = 0;
-  for (const double v : expected) rms += v * v;
-  rms = std::sqrt(rms / static_cast<double>(expected.size()));
-  int shown = 0;
-  for (size_t i = 0; i < y.size() && shown < 6; ++i) {
-    if (std::fabs(y[i] - expected[i]) <= 0.02 * rms) continue;
-    std::printf("  row %lld column %lld: %g, not %g\n", static_cast<long long>(i) / columns,
-                static_cast<long long>(i) % columns, y[i], expected[i]);
-    ++shown;
-  }
-}
 
 }  // namespace hadal::testing

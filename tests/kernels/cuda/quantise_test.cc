@@ -49,22 +49,19 @@ void CheckQuantise(const Case& c, DeviceFixture& device, std::mt19937_64& rng) {
   const int64_t blocks = (c.columns + 127) / 128, code_stride = (c.columns + 15) / 16 * 16;
   std::vector<float> x = testing::RandomFloats(c.source_rows * x_stride, rng);
   for (int64_t j = 0; j < std::min<int64_t>(128, width); ++j) x[static_cast<size_t>(j)] = 0;
-  const std::vector<uint8_t> bytes = testing::ToAct(x, DType::kBF16);
-  GuardedBuffer in(static_cast<int64_t>(bytes.size()));
-  in.Upload(bytes.data(), static_cast<int64_t>(bytes.size()));
-  GuardedBuffer row_of(rows * 4), count(4), codes(rows * code_stride), scales(rows * blocks * 4);
-  if (!c.row_of.empty()) row_of.Upload(c.row_of.data(), rows * 4);
-  count.Upload(&valid, 4);
-  cuda::Quantise({.x = static_cast<const __nv_bfloat16*>(in.data()),
+  const GuardedBuffer in(testing::ToAct(x, DType::kBF16)), row_of(c.row_of);
+  const GuardedBuffer count(std::vector<int32_t>{valid});
+  const GuardedBuffer codes(rows * code_stride), scales(rows * blocks * 4);
+  cuda::Quantise({.x = in.as<__nv_bfloat16>(),
                   .x_stride = x_stride,
-                  .row_of = c.row_of.empty() ? nullptr : static_cast<int32_t*>(row_of.data()),
-                  .row_count = c.row_count < 0 ? nullptr : static_cast<int32_t*>(count.data()),
+                  .row_of = c.row_of.empty() ? nullptr : row_of.as<int32_t>(),
+                  .row_count = c.row_count < 0 ? nullptr : count.as<int32_t>(),
                   .rows = rows,
                   .columns = c.columns,
                   .silu_mul = c.silu_mul,
-                  .codes = static_cast<uint8_t*>(codes.data()),
+                  .codes = codes.as<uint8_t>(),
                   .code_stride = code_stride,
-                  .scales = static_cast<float*>(scales.data()),
+                  .scales = scales.as<float>(),
                   .scale_block_stride = rows},
                  device.context);
   const auto code = codes.Download<uint8_t>();

@@ -38,7 +38,8 @@ struct TokenRouting {
       return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
     });
     for (size_t i = 0; i + 1 < order.size() && i < static_cast<size_t>(count); ++i) {
-      const double gap = values[static_cast<size_t>(order[i])] - values[static_cast<size_t>(order[i + 1])];
+      const double gap =
+          values[static_cast<size_t>(order[i])] - values[static_cast<size_t>(order[i + 1])];
       margin = std::min(margin, gap);
     }
     order.resize(static_cast<size_t>(count));
@@ -51,7 +52,8 @@ TokenRouting RouteReference(const RouteShape& s, const float* x, const std::vect
   std::vector<double> score(static_cast<size_t>(s.experts));
   for (size_t e = 0; e < score.size(); ++e) {
     for (int64_t k = 0; k < s.dim; ++k) {
-      score[e] += static_cast<double>(x[k]) * gate[e * static_cast<size_t>(s.dim) + static_cast<size_t>(k)];
+      score[e] +=
+          static_cast<double>(x[k]) * gate[e * static_cast<size_t>(s.dim) + static_cast<size_t>(k)];
     }
   }
   double sum = 0;
@@ -88,7 +90,8 @@ TokenRouting RouteReference(const RouteShape& s, const float* x, const std::vect
   double total = 0;
   for (int32_t e : routing.ids) total += score[static_cast<size_t>(e)];
   for (int32_t e : routing.ids) {
-    routing.weights.push_back(score[static_cast<size_t>(e)] * s.route_scale / (s.normalise ? total : 1.0));
+    routing.weights.push_back(score[static_cast<size_t>(e)] * s.route_scale /
+                              (s.normalise ? total : 1.0));
   }
   return routing;
 }
@@ -100,16 +103,27 @@ struct Routed {
 
 Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<float>& gate,
                 const std::vector<float>& bias, const std::vector<int32_t>& positions) {
-  DeviceFixture fixture(s.act, cuda::MoeScratchBytes({.tokens = s.tokens, .experts = s.experts}, s.act));
+  DeviceFixture fixture(s.act,
+                        cuda::MoeScratchBytes({.tokens = s.tokens, .experts = s.experts}, s.act));
   const DeviceArray x_device(Encode(x, s.act)), gate_device(gate), bias_device(bias),
       positions_device(positions);
-  DeviceArray ids(static_cast<size_t>(s.tokens * s.top_k) * 4), weights(static_cast<size_t>(s.tokens * s.top_k) * 4);
-  cuda::Route({.x = x_device.as<void>(), .gate = gate_device.as<float>(),
+  DeviceArray ids(static_cast<size_t>(s.tokens * s.top_k) * 4),
+      weights(static_cast<size_t>(s.tokens * s.top_k) * 4);
+  cuda::Route({.x = x_device.as<void>(),
+               .gate = gate_device.as<float>(),
                .bias = s.bias ? bias_device.as<float>() : nullptr,
-               .positions = positions_device.as<int32_t>(), .tokens = s.tokens, .dim = s.dim,
-               .experts = s.experts, .top_k = s.top_k, .groups = s.groups,
-               .limited_groups = s.limited_groups, .score = s.score, .group_score = s.group_score,
-               .normalise = s.normalise, .route_scale = s.route_scale, .ids = ids.as<int32_t>(),
+               .positions = positions_device.as<int32_t>(),
+               .tokens = s.tokens,
+               .dim = s.dim,
+               .experts = s.experts,
+               .top_k = s.top_k,
+               .groups = s.groups,
+               .limited_groups = s.limited_groups,
+               .score = s.score,
+               .group_score = s.group_score,
+               .normalise = s.normalise,
+               .route_scale = s.route_scale,
+               .ids = ids.as<int32_t>(),
                .weights = weights.as<float>()},
               fixture.context);
   fixture.Finish();
@@ -121,8 +135,8 @@ Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<fl
 
 void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
   std::vector<float> x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
-  const std::vector<float> gate =
-      Normal(rng, static_cast<size_t>(s.experts * s.dim), 1.0f / std::sqrt(static_cast<float>(s.dim)));
+  const std::vector<float> gate = Normal(rng, static_cast<size_t>(s.experts * s.dim),
+                                         1.0f / std::sqrt(static_cast<float>(s.dim)));
   const std::vector<float> bias = Normal(rng, static_cast<size_t>(s.experts), 0.1f);
   std::vector<int32_t> positions(static_cast<size_t>(s.tokens));
   for (int32_t& p : positions) p = rng() % 5 == 0 ? -1 : 3;
@@ -144,7 +158,8 @@ void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
     for (size_t j = 0; j < static_cast<size_t>(s.top_k); ++j) {
       if (ids[j] != expected.ids[j]) {
         if (++wrong <= 3) {
-          std::printf("  token %d choice %zu: got %d, expected %d\n", t, j, ids[j], expected.ids[j]);
+          std::printf("  token %d choice %zu: got %d, expected %d\n", t, j, ids[j],
+                      expected.ids[j]);
         }
         continue;
       }
@@ -170,6 +185,8 @@ TEST_CASE("cuda route: every score and group rule against float64") {
   const RouteShape shapes[] = {
       {"16B", 1, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
       {"16B", 77, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"16B", 6, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
+      {"many", 701, 200, 512, 8, 1, 1, kSoftmax, kMax, true, false, 1.0f, DType::kBF16},
       {"236B", 9, 512, 160, 6, 8, 3, kSoftmax, kMax, false, false, 16.0f, DType::kBF16},
       {"671B", 3, 7168, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
       {"671B", 130, 1024, 256, 8, 8, 4, kSigmoid, kTwo, true, true, 2.5f, DType::kBF16},
@@ -187,7 +204,8 @@ TEST_CASE("cuda route: ties go to the lower index") {
   std::vector<float> x(static_cast<size_t>(s.tokens * s.dim), 0.0f);  // all logits are 0
   const std::vector<float> gate(static_cast<size_t>(s.experts * s.dim), 1.0f);
   const Routed got = RunRoute(s, x, gate, std::vector<float>(48), {0, 1});
-  for (int i = 0; i < s.tokens * s.top_k; ++i) CHECK(got.ids[static_cast<size_t>(i)] == i % s.top_k);
+  for (int i = 0; i < s.tokens * s.top_k; ++i)
+    CHECK(got.ids[static_cast<size_t>(i)] == i % s.top_k);
   for (float w : got.weights) CHECK(w == Approx(1.0 / s.top_k));
 }
 

@@ -10,6 +10,7 @@
 
 #include "common/philox.h"
 #include "kernels/cuda/ops.h"
+#include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 
 namespace hadal::testing {
@@ -32,8 +33,9 @@ class SampleReference {
   double Logprob(int32_t id) const { return logits_[id] - log_sum_exp_; }
   int32_t Ranked(int i) const { return order_[static_cast<size_t>(i)]; }
 
-  // What is wrong with drawing `token` at `uniform`, empty if nothing. Sums of FP32 weights may move
-  // the token's interval by `kRounding`, and a filter may decide otherwise about its last token.
+  // What is wrong with drawing `token` at `uniform`, empty if nothing. Sums of FP32 weights may
+  // move the token's interval by `kRounding`, and a filter may decide otherwise about its last
+  // token.
   std::string Wrong(int32_t token, double uniform) const {
     if (token < 0 || token >= limit_) return "no such token";
     if (sampling_.temperature == 0) return token == order_[0] ? "" : "not the first of the largest";
@@ -104,26 +106,21 @@ class SampleCase {
  public:
   SampleCase(const std::vector<float>& logits, int64_t vocab, int64_t limit, DeviceFixture& device)
       : vocab_(vocab), limit_(limit), device_(device),
-        logits_(static_cast<int64_t>(logits.size()) * 4) {
-    logits_.Upload(logits.data(), static_cast<int64_t>(logits.size()) * 4);
-  }
+        logits_(logits) {}
 
   // Row i reads the logits from row first + i on.
   SampleOutput Run(const std::vector<SamplingParams>& sampling,
                    const std::vector<int32_t>& positions, int first = 0) const {
     const auto rows = static_cast<int64_t>(sampling.size());
-    GuardedBuffer device_sampling(rows * static_cast<int64_t>(sizeof(SamplingParams)));
-    GuardedBuffer device_positions(rows * 4);
-    GuardedBuffer out(rows * static_cast<int64_t>(sizeof(SampledToken)));
-    GuardedBuffer top(rows * kMaxTopLogprobs * static_cast<int64_t>(sizeof(TokenLogprob)));
-    device_sampling.Upload(sampling.data(), rows * static_cast<int64_t>(sizeof(SamplingParams)));
-    device_positions.Upload(positions.data(), rows * 4);
-    SampleParams p{.logits = static_cast<const float*>(logits_.data()) + first * vocab_,
+    const GuardedBuffer device_sampling(sampling), device_positions(positions);
+    const GuardedBuffer out(rows * static_cast<int64_t>(sizeof(SampledToken)));
+    const GuardedBuffer top(rows * kMaxTopLogprobs * static_cast<int64_t>(sizeof(TokenLogprob)));
+    SampleParams p{.logits = logits_.as<float>() + first * vocab_,
                    .rows = static_cast<int>(rows), .vocab = vocab_, .vocab_limit = limit_,
-                   .sampling = static_cast<const SamplingParams*>(device_sampling.data()),
-                   .positions = static_cast<const int32_t*>(device_positions.data()),
-                   .out = static_cast<SampledToken*>(out.data()),
-                   .top = static_cast<TokenLogprob*>(top.data()), .all_greedy = true};
+                   .sampling = device_sampling.as<SamplingParams>(),
+                   .positions = device_positions.as<int32_t>(),
+                   .out = out.as<SampledToken>(),
+                   .top = top.as<TokenLogprob>(), .all_greedy = true};
     for (const SamplingParams& s : sampling) {
       p.any_top |= s.logprobs > 0;
       p.all_greedy &= s.temperature == 0;

@@ -9,17 +9,11 @@ namespace hadal {
 namespace {
 
 using testing::DeviceFixture;
+using testing::RandomFloats;
 using testing::SampleCase;
 using testing::SampleReference;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
-
-std::vector<float> RandomLogits(int64_t n, float spread, std::mt19937_64& rng) {
-  std::normal_distribution<float> normal(0, spread);
-  std::vector<float> logits(static_cast<size_t>(n));
-  for (float& v : logits) v = normal(rng);
-  return logits;
-}
 
 SamplingParams RandomSampling(int filters, std::mt19937_64& rng) {
   std::uniform_real_distribution<float> uniform(0, 1);
@@ -63,7 +57,7 @@ TEST_CASE("draws from small vocabularies, every combination of filters") {
   DeviceFixture device(DType::kBF16, 1 << 20);
   for (int i = 0; i < 120; ++i) {
     const auto vocab = static_cast<int64_t>(1 + rng() % 90);
-    std::vector<float> row = RandomLogits(vocab, 1, rng);
+    std::vector<float> row = RandomFloats(vocab, rng, 1);
     if (vocab > 2) row[rng() % static_cast<uint64_t>(vocab)] = -kInfinity;
     if (i % 3 == 0) {
       for (float& v : row) v = std::round(v * 2) / 2;  // many equals, -0 and +0 among them
@@ -80,7 +74,7 @@ TEST_CASE("draws from large vocabularies, from flat to peaked") {
   DeviceFixture device(DType::kBF16, 1 << 20);
   for (const int64_t vocab : {5000, 9001, 102400, 163840}) {
     for (const float spread : {0.0f, 0.01f, 1.0f, 4.0f, 40.0f}) {
-      const std::vector<float> row = RandomLogits(vocab, spread, rng);
+      const std::vector<float> row = RandomFloats(vocab, rng, spread);
       for (const int filters : {0, 1, 2, 4, 7}) {
         const int draws = vocab < 10000 ? 150 : filters % 2 ? 3 : 20;
         CheckDraws(row, vocab - 10, RandomSampling(filters, rng), draws, device);
@@ -94,7 +88,7 @@ TEST_CASE("extreme temperatures; logits of extreme size") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16, 1 << 20);
   for (const float spread : {1.0f, 1e-30f, 1e30f}) {
-    const std::vector<float> row = RandomLogits(3000, spread, rng);
+    const std::vector<float> row = RandomFloats(3000, rng, spread);
     for (const float temperature : {1e-42f, 1e-6f, 1e6f, 1e30f}) {
       for (SamplingParams s : {SamplingParams{}, {.top_p = 0.5f}, {.top_k = 7}, {.min_p = 0.5f}}) {
         s.temperature = temperature;
@@ -110,7 +104,7 @@ TEST_CASE("a draw depends on logits, seed and position alone: the same bits in a
   DeviceFixture device(DType::kBF16, 1 << 20);
   const int rows = 300;
   const int64_t vocab = 5003, limit = 5000;
-  const std::vector<float> logits = RandomLogits(rows * vocab, 2, rng);
+  const std::vector<float> logits = RandomFloats(rows * vocab, rng, 2);
   std::vector<SamplingParams> sampling;
   std::vector<int32_t> positions;
   for (int r = 0; r < rows; ++r) {
@@ -122,8 +116,9 @@ TEST_CASE("a draw depends on logits, seed and position alone: the same bits in a
   const auto all = c.Run(sampling, positions);
   for (const int batch : {1, 9, 40, 130}) {
     for (int first = 0; first + batch <= rows; first += std::max(batch, 17)) {
-      const auto part = c.Run({sampling.begin() + first, sampling.begin() + first + batch},
-                              {positions.begin() + first, positions.begin() + first + batch}, first);
+      const auto part =
+          c.Run({sampling.begin() + first, sampling.begin() + first + batch},
+                {positions.begin() + first, positions.begin() + first + batch}, first);
       for (int i = 0; i < batch; ++i) {
         REQUIRE(part.tokens[static_cast<size_t>(i)].token ==
                 all.tokens[static_cast<size_t>(first + i)].token);

@@ -10,19 +10,14 @@ namespace {
 
 using testing::DeviceFixture;
 using testing::GuardedBuffer;
+using testing::RandomFloats;
 using testing::SampleCase;
 using testing::SampleReference;
 
 constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
-std::vector<float> RandomLogits(int64_t n, std::mt19937_64& rng) {
-  std::normal_distribution<float> normal;
-  std::vector<float> logits(static_cast<size_t>(n));
-  for (float& v : logits) v = normal(rng);
-  return logits;
-}
-
-TEST_CASE("greedy takes the largest logit below the limit, of equals the lower id, with its logprob") {
+TEST_CASE(
+    "greedy takes the largest logit below the limit, of equals the lower id, with its logprob") {
   if (!testing::HaveCudaDevice()) return;
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16, 1 << 20);
@@ -30,14 +25,15 @@ TEST_CASE("greedy takes the largest logit below the limit, of equals the lower i
     for (const int rows : {1, 3, 50, 140, 512}) {
       if (vocab * rows > 30'000'000) continue;
       const int64_t limit = vocab - vocab / 10;
-      std::vector<float> logits = RandomLogits(rows * vocab, rng);
+      std::vector<float> logits = RandomFloats(rows * vocab, rng);
       std::vector<int64_t> best;
       std::vector<SamplingParams> sampling;
       for (int r = 0; r < rows; ++r) {
         float* row = logits.data() + r * vocab;
         best.push_back(static_cast<int64_t>(rng() % static_cast<uint64_t>(limit)));
         row[best.back()] = 9;
-        row[best.back() + static_cast<int64_t>(rng() % static_cast<uint64_t>(limit - best.back()))] = 9;
+        row[best.back() +
+            static_cast<int64_t>(rng() % static_cast<uint64_t>(limit - best.back()))] = 9;
         for (int64_t i = limit; i < vocab; ++i) row[i] = 100;
         sampling.push_back({.logprobs = r % 2 - 1});
       }
@@ -72,7 +68,7 @@ TEST_CASE("log-probabilities are of the raw logits, the most likely first, equal
   DeviceFixture device(DType::kBF16, 1 << 20);
   for (const int64_t vocab : {3, 700, 102400}) {
     const int64_t limit = vocab - vocab / 70;
-    std::vector<float> logits = RandomLogits(vocab, rng);
+    std::vector<float> logits = RandomFloats(vocab, rng);
     for (float& v : logits) v = (vocab == 700 ? std::round(v * 4) : v * 3) + 30;
     for (int64_t i = limit; i < vocab; ++i) logits[static_cast<size_t>(i)] = 1000;
     std::vector<SamplingParams> sampling;
@@ -82,7 +78,8 @@ TEST_CASE("log-probabilities are of the raw logits, the most likely first, equal
       }
     }
     std::vector<float> rows;
-    for (size_t r = 0; r < sampling.size(); ++r) rows.insert(rows.end(), logits.begin(), logits.end());
+    for (size_t r = 0; r < sampling.size(); ++r)
+      rows.insert(rows.end(), logits.begin(), logits.end());
     const SampleCase c(rows, vocab, limit, device);
     const auto out = c.Run(sampling, std::vector<int32_t>(sampling.size(), 1));
     for (size_t r = 0; r < sampling.size(); ++r) {
@@ -110,7 +107,7 @@ TEST_CASE("NaN and infinite logits are reported, for their row alone; -Inf is a 
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16, 1 << 20);
   const int64_t vocab = 3331, limit = 3330;
-  const std::vector<float> good = RandomLogits(vocab, rng);
+  const std::vector<float> good = RandomFloats(vocab, rng);
   std::vector<float> logits;
   std::vector<bool> bad;
   const auto add = [&](size_t index, float value, bool is_bad) {
@@ -146,7 +143,7 @@ TEST_CASE("nobody's rows are left alone, whatever their logits") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16, 1 << 20);
   const int64_t vocab = 500;
-  std::vector<float> logits = RandomLogits(8 * vocab, rng);
+  std::vector<float> logits = RandomFloats(8 * vocab, rng);
   std::fill(logits.begin() + 3 * vocab, logits.end(), NAN);
   const SampleCase c(logits, vocab, vocab, device);
   for (const float temperature : {0.0f, 1.0f}) {
@@ -163,7 +160,7 @@ TEST_CASE("token log-probabilities equal float64; NaN passes through") {
   for (const int64_t vocab : {1, 50, 1003, 102400}) {
     for (const int rows : {8, 70, 200}) {
       const int64_t limit = vocab - vocab / 11;
-      std::vector<float> logits = RandomLogits(rows * vocab, rng);
+      std::vector<float> logits = RandomFloats(rows * vocab, rng);
       std::vector<int32_t> targets;
       for (int r = 0; r < rows; ++r) {
         targets.push_back(static_cast<int32_t>(rng() % static_cast<uint64_t>(limit)));
@@ -174,12 +171,11 @@ TEST_CASE("token log-probabilities equal float64; NaN passes through") {
       }
       logits[static_cast<size_t>(7 * vocab)] = NAN;
       const SampleCase c(logits, vocab, limit, device);
-      GuardedBuffer device_targets(rows * 4), out(rows * 4);
-      device_targets.Upload(targets.data(), rows * 4);
-      cuda::TokenLogprobs({.logits = static_cast<const float*>(c.logits().data()),
-                           .targets = static_cast<const int32_t*>(device_targets.data()),
+      const GuardedBuffer device_targets(targets), out(rows * 4);
+      cuda::TokenLogprobs({.logits = c.logits().as<float>(),
+                           .targets = device_targets.as<int32_t>(),
                            .rows = rows, .vocab = vocab, .vocab_limit = limit,
-                           .out = static_cast<float*>(out.data())}, device.context);
+                           .out = out.as<float>()}, device.context);
       const std::vector<float> got = out.Download<float>();
       CHECK(out.GuardIntact());
       CAPTURE(vocab, rows);

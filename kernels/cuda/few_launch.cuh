@@ -1,0 +1,114 @@
+#pragma once
+
+#include <algorithm>
+
+#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/matmul_few.cuh"
+#include "kernels/cuda/matmul_few.h"
+#include "kernels/cuda/tensor_map.h"
+
+// How the host starts the kernels of matmul_few.cuh.
+namespace hadal::cuda {
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+inline CUtensorMap WeightMap(const CudaPackedWeight& w, int matrices, bool silu_mul, int groups) {
+  const int64_t size = DTypeSize(w.dtype), row = w.stride * size, rows = w.n * matrices;
+  const int64_t half = silu_mul ? w.n / 2 * row : 8 * row, group = silu_mul ? 8 * row : 16 * row;
+  return TensorMapOf({.base = w.data,
+                      .rank = 4,
+                      .element_bytes = static_cast<int>(size),
+                      .dims = {w.k, 8, 2, rows / 16},
+                      .strides = {row, half, group},
+                      .box = {static_cast<int>(128 / size), 8, 2, groups}});
+}
+
+inline CUtensorMap TokenMap(const Product& p, int box_tokens) {
+  const int64_t between = p.matrices > 1 ? p.x_matrix_stride : p.x_stride;
+  return TensorMapOf({.base = p.x,
+                      .rank = 3,
+                      .dims = {p.w->k, p.matrices, p.m},
+                      .strides = {between * 2, p.x_stride * 2},
+                      .box = {64, 1, box_tokens}});
+}
+
+template <typename Tile>
+void LaunchTile(const Product& p, const FewPlan& plan, CudaContext& context) {
+  static const cudaError_t prepared = [] {
+    // The carve-out of every kernel in a row of them should be the same: an SM that has to change
+    // it cannot start the next kernel beside the last one.
+    const cudaError_t status =
+        cudaFuncSetAttribute(FewKernel<Tile>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                             cudaSharedmemCarveoutMaxShared);
+    if (status != cudaSuccess) return status;
+    return cudaFuncSetAttribute(FewKernel<Tile>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                Tile::kMaxShared);
+  }();
+  HADAL_CUDA(prepared);
+  const CudaPackedWeight& w = *p.w;
+  FewArgs a{};
+  a.w = WeightMap(w, p.matrices, p.silu_mul, Tile::kSlabs);
+  a.x = TokenMap(p, Tile::kTokens);
+  a.scale = w.scale;
+  a.scale_n = w.scale_n;
+  a.k_blocks = w.k_blocks;
+  a.scale_rows = w.scale_rows;
+  a.k_lead = w.k_lead;
+  a.y = p.y;
+  a.y_stride = p.y_stride;
+  a.y_matrix_stride = p.y_matrix_stride;
+  a.n = p.silu_mul ? w.n / 2 : w.n;
+  a.silu_mul = p.silu_mul;
+  a.float_out = p.float_out;
+  a.m = p.m;
+  a.token_blocks = static_cast<int>(CeilDiv(p.m, Tile::kTokens));
+  a.steps = static_cast<int>(CeilDiv(w.k_lead + w.k, Tile::kStep));
+  a.split_steps = static_cast<int>(CeilDiv(a.steps, plan.splits));
+  a.stages = std::min(a.split_steps, Tile::kStages);
+  // Where a product is small, the rest of its weights comes to L2 while the kernel before it runs.
+  const auto tiles = static_cast<unsigned>(CeilDiv(w.n, Tile::kRows));
+  const auto batch = static_cast<unsigned>(p.matrices * a.token_blocks);
+  constexpr int64_t kFetchBytes = 16 << 20;
+  const int64_t blocks = int64_t{tiles} * batch * plan.splits;
+  a.ahead = static_cast<int>(std::min<int64_t>(a.split_steps - a.stages,
+                                               kFetchBytes / (blocks * Tile::kWeightBytes)));
+
+  cudaLaunchAttribute attributes[2] = {};
+  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[0].val.programmaticStreamSerializationAllowed = 1;
+  attributes[1].id = cudaLaunchAttributeClusterDimension;
+  attributes[1].val.clusterDim.x = static_cast<unsigned>(plan.splits);
+  attributes[1].val.clusterDim.y = 1;
+  attributes[1].val.clusterDim.z = 1;
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(static_cast<unsigned>(plan.splits), tiles, batch);
+  config.blockDim = dim3(Tile::kThreads);
+  // Less where there are fewer steps than stages, so that neighbouring kernels fit beside it.
+  config.dynamicSmemBytes =
+      static_cast<size_t>(a.stages * Tile::kStageBytes + Tile::kSumBytes + Tile::kBarrierBytes);
+  config.stream = context.stream;
+  config.attrs = attributes;
+  config.numAttrs = 2;
+  HADAL_CUDA(cudaLaunchKernelEx(&config, FewKernel<Tile>, a));
+  HADAL_CUDA_LAUNCHED();
+}
+
+// Stages: what fits twice into an SM's shared memory, so that the next kernel's weights can be on
+// their way before this one ends.
+template <typename W, int kTokens, int kRows>
+void LaunchFitting(const Product& p, const FewPlan& plan, CudaContext& context) {
+  constexpr bool kWide = sizeof(W) == 1 && kTokens == 64;  // takes an SM's registers for itself
+  constexpr int kBytes = kWide ? 226 << 10 : 113 << 10;
+  using One = FewTile<W, kTokens, kRows, 1, 1>;
+  constexpr int kStages =
+      std::min(8, (kBytes - 256 - One::kSumBytes) / One::kStageBytes);
+  LaunchTile<FewTile<W, kTokens, kRows, kStages, kWide ? 1 : 2>>(p, plan, context);
+}
+
+template <typename W, int kTokens>
+void LaunchRows(const Product& p, const FewPlan& plan, CudaContext& context) {
+  if (plan.rows == 64) return LaunchFitting<W, kTokens, 64>(p, plan, context);
+  LaunchFitting<W, kTokens, 128>(p, plan, context);
+}
+
+}  // namespace hadal::cuda

@@ -1,0 +1,50 @@
+#include <algorithm>
+
+#include "kernels/cuda/matmul_few.h"
+
+namespace hadal::cuda {
+namespace {
+
+constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+bool Fits(const Product& p) {
+  const CudaPackedWeight& w = *p.w;
+  const auto aligned = [](const void* at) { return reinterpret_cast<uintptr_t>(at) % 16 == 0; };
+  return aligned(p.x) && aligned(w.data) && p.x_stride % 8 == 0 && p.x_matrix_stride % 8 == 0 &&
+         w.n % 16 == 0 && w.k_lead % 16 == 0;
+}
+
+}  // namespace
+
+FewPlan ChooseFewPlan(const Product& p, const CudaContext& context) {
+  const CudaPackedWeight& w = *p.w;
+  FewPlan plan{.rows = p.m <= 16 ? 64 : 128, .splits = 1};
+  const int64_t tiles =
+      CeilDiv(w.n, plan.rows) * p.matrices * CeilDiv(p.m, 64);
+  const int64_t step = 128 / DTypeSize(w.dtype) * (128 / plan.rows);
+  const int64_t steps = CeilDiv(w.k_lead + w.k, step);
+  // A block on (nearly) every multiprocessor.
+  while (plan.splits * 2 <= std::min<int64_t>(plan.rows / 16, steps) &&
+         tiles * plan.splits * 7 < int64_t{context.sm_count} * 6) {
+    plan.splits *= 2;
+  }
+  return plan;
+}
+
+bool MatMulFew(const Product& p, const FewPlan& plan, CudaContext& context) {
+  if (context.act != DType::kBF16 || context.arch != 90) return false;
+  if (p.w->dtype == DType::kF32 || !Fits(p) || (p.silu_mul && p.float_out)) return false;
+  if (p.m == 0) return true;
+  if (p.w->dtype == DType::kBF16) {
+    LaunchFewBf16(p, plan, context);
+  } else {
+    LaunchFewF8(p, plan, context);
+  }
+  return true;
+}
+
+bool MatMulFew(const Product& p, CudaContext& context) {
+  return MatMulFew(p, ChooseFewPlan(p, context), context);
+}
+
+}  // namespace hadal::cuda
