@@ -153,14 +153,14 @@ class OtherServersTest(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
             make_model(directory)
             with Deployment(directory).start_workers() as hadal:
-                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "2000", "--ignore-eos")
+                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "500", "--ignore-eos")
                 wait_for(lambda: hadal.status()["running_requests"] == 1, "the request runs")
                 hadal.server.send_signal(signal.SIGTERM)
                 time.sleep(0.3)
                 code, _, err = hadal.run("--prompt", "x")
                 self.assertEqual(code, 1)
                 self.assertIn("UNAVAILABLE", err)
-                self.assertEqual(len(finish(client)["token_ids"]), 2000)
+                self.assertEqual(len(finish(client)["token_ids"]), 500)
                 self.assertEqual(hadal.server.wait(timeout=20), 0)
 
     def test_queue_is_bounded(self):
