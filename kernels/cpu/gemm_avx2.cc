@@ -15,6 +15,12 @@ struct Sums {
   __m256 v[kRows][2 * kPanels];
 };
 
+// sum += x * w. As an instruction, since GCC otherwise moves the sums between registers and spills
+// four of twelve to the stack.
+inline __attribute__((always_inline)) void MultiplyAdd(__m256& sum, __m256 x, __m256 w) {
+  __asm__("vfmadd231ps %2, %1, %0" : "+x"(sum) : "x"(x), "x"(w));
+}
+
 template <int kRows, int kPanels>
 inline __attribute__((always_inline)) void Start(const GemmBlock& g, Sums<kRows, kPanels>& sums) {
   const bool resume = !g.first && g.scale == nullptr;
@@ -65,8 +71,8 @@ void Bf16Block(const GemmBlock& g) {
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const __m256 x = _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride));
-        sums.v[r][2 * p] = _mm256_fmadd_ps(x, even0, sums.v[r][2 * p]);
-        sums.v[r][2 * p + 1] = _mm256_fmadd_ps(x, even1, sums.v[r][2 * p + 1]);
+        MultiplyAdd(sums.v[r][2 * p], x, even0);
+        MultiplyAdd(sums.v[r][2 * p + 1], x, even1);
       }
       const __m256 odd0 = _mm256_castsi256_ps(_mm256_and_si256(w0, high));
       const __m256 odd1 = _mm256_castsi256_ps(_mm256_and_si256(w1, high));
@@ -74,8 +80,8 @@ void Bf16Block(const GemmBlock& g) {
       for (int r = 0; r < kRows; ++r) {
         const __m256 x =
             _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride + 4));
-        sums.v[r][2 * p] = _mm256_fmadd_ps(x, odd0, sums.v[r][2 * p]);
-        sums.v[r][2 * p + 1] = _mm256_fmadd_ps(x, odd1, sums.v[r][2 * p + 1]);
+        MultiplyAdd(sums.v[r][2 * p], x, odd0);
+        MultiplyAdd(sums.v[r][2 * p + 1], x, odd1);
       }
     }
   }
@@ -98,8 +104,8 @@ void F32Block(const GemmBlock& g) {
 #pragma GCC unroll 6
       for (int r = 0; r < kRows; ++r) {
         const __m256 x = _mm256_broadcast_ss(reinterpret_cast<const float*>(a + r * g.a_stride));
-        sums.v[r][2 * p] = _mm256_fmadd_ps(x, w0, sums.v[r][2 * p]);
-        sums.v[r][2 * p + 1] = _mm256_fmadd_ps(x, w1, sums.v[r][2 * p + 1]);
+        MultiplyAdd(sums.v[r][2 * p], x, w0);
+        MultiplyAdd(sums.v[r][2 * p + 1], x, w1);
       }
     }
   }

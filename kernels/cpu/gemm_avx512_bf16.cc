@@ -16,26 +16,33 @@ void Bf16Block(const GemmBlock& g) {
   const char* a = static_cast<const char*>(g.a);
   const bool resume = !g.first && g.scale == nullptr;
   __m512 sums[kRows][kPanels];
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       sums[r][p] = resume ? _mm512_loadu_ps(g.c + r * g.c_stride + p * 16) : _mm512_setzero_ps();
     }
   }
   for (int64_t s = 0; s < g.steps; ++s, b += 64, a += 4) {
     __m512i w[kPanels];
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       if (kRows <= 6) _mm_prefetch(b + p * g.b_stride + kPrefetch, _MM_HINT_T0);
       w[p] = _mm512_loadu_si512(b + p * g.b_stride);
     }
+#pragma GCC unroll 14
     for (int r = 0; r < kRows; ++r) {
       const __m512i x = _mm512_set1_epi32(*reinterpret_cast<const int*>(a + r * g.a_stride));
+#pragma GCC unroll 8
       for (int p = 0; p < kPanels; ++p) {
         sums[r][p] = _mm512_dpbf16_ps(sums[r][p], reinterpret_cast<__m512bh>(x),
                                       reinterpret_cast<__m512bh>(w[p]));
       }
     }
   }
+#pragma GCC unroll 14
   for (int r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (int p = 0; p < kPanels; ++p) {
       float* c = g.c + r * g.c_stride + p * 16;
       if (g.scale != nullptr) {

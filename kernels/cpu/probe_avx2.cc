@@ -26,17 +26,19 @@ double ProbeFlopsAvx2(int64_t rounds, float* sink) {
 }
 
 float ProbeReadAvx2(const void* data, int64_t bytes) {
-  __m256i sums[8];
+  __m256i sums[2 * kReadStreams];
   for (__m256i& sum : sums) sum = _mm256_setzero_si256();
   const char* p = static_cast<const char*>(data);
-  for (int64_t i = 0; i < bytes; i += 256) {
-    _mm_prefetch(p + i + 4096, _MM_HINT_T0);
-    _mm_prefetch(p + i + 4160, _MM_HINT_T0);
-    _mm_prefetch(p + i + 4224, _MM_HINT_T0);
-    _mm_prefetch(p + i + 4288, _MM_HINT_T0);
-    for (int j = 0; j < 8; ++j) {
-      const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(p + i + j * 32));
-      sums[j] = _mm256_xor_si256(sums[j], v);
+  const int64_t stream = bytes / kReadStreams;
+  for (int64_t i = 0; i < stream; i += 64) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kReadStreams; ++j) {
+      const char* line = p + j * stream + i;
+      _mm_prefetch(line + kReadAhead, _MM_HINT_T0);
+      for (int half = 0; half < 2; ++half) {
+        const __m256i v = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(line + half * 32));
+        sums[2 * j + half] = _mm256_xor_si256(sums[2 * j + half], v);
+      }
     }
   }
   __m256i total = _mm256_setzero_si256();

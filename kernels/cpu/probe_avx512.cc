@@ -26,13 +26,16 @@ double ProbeFlopsAvx512(int64_t rounds, float* sink) {
 }
 
 float ProbeReadAvx512(const void* data, int64_t bytes) {
-  __m512i sums[8];
+  __m512i sums[kReadStreams];
   for (__m512i& sum : sums) sum = _mm512_setzero_si512();
   const char* p = static_cast<const char*>(data);
-  for (int64_t i = 0; i < bytes; i += 512) {
-    for (int j = 0; j < 8; ++j) {
-      _mm_prefetch(p + i + j * 64 + 4096, _MM_HINT_T0);
-      sums[j] = _mm512_xor_si512(sums[j], _mm512_loadu_si512(p + i + j * 64));
+  const int64_t stream = bytes / kReadStreams;
+  for (int64_t i = 0; i < stream; i += 64) {
+#pragma GCC unroll 4
+    for (int j = 0; j < kReadStreams; ++j) {
+      const char* line = p + j * stream + i;
+      _mm_prefetch(line + kReadAhead, _MM_HINT_T0);
+      sums[j] = _mm512_xor_si512(sums[j], _mm512_loadu_si512(line));
     }
   }
   __m512i total = _mm512_setzero_si512();

@@ -9,7 +9,11 @@ namespace hadal {
 // Each runs `rounds` rounds of independent multiply-adds in registers and returns the FLOPs done.
 // *sink keeps the result alive.
 using ProbeFlopsFn = double (*)(int64_t rounds, float* sink);
-// Reads bytes (a multiple of 512) and returns a value that depends on all of them.
+// Reads bytes (a multiple of 512) and returns a value that depends on all of them. As products read
+// several panels of a weight at once, so do the vectorised ones: several streams get more of a core's
+// bandwidth than one.
+inline constexpr int kReadStreams = 4;
+inline constexpr int64_t kReadAhead = 1024;  // bytes of prefetch in each
 using ProbeReadFn = float (*)(const void* data, int64_t bytes);
 
 double ProbeFlopsPortable(int64_t rounds, float* sink);

@@ -17,9 +17,9 @@
 namespace hadal {
 namespace {
 
-constexpr int kRepeats = 5;  // the best counts: the machine may be shared
+constexpr int kRepeats = 8;  // the best counts: the machine may be shared
 constexpr int64_t kReadBytes = int64_t{512} << 20;
-constexpr int64_t kReadChunk = int64_t{256} << 10;
+constexpr int64_t kReadChunk = int64_t{1} << 20;
 
 double SecondsOf(const auto& fn) {
   const auto begin = std::chrono::steady_clock::now();
