@@ -90,6 +90,10 @@ class Backend {
   virtual int64_t ScratchBytes(const OpLimits& limits) const = 0;
   virtual void Reserve(const OpLimits& limits) = 0;
 
+  // Bytes of one head's keys and values of kBlockSize positions in ExpandedKeys; 0: MlaPrefill keeps
+  // none.
+  virtual int64_t ExpandedTileBytes(const OpLimits& limits) const = 0;
+
   // Runs `ops`, or repeats what it did when it was last run under this key. REQUIRES: every
   // pointer, shape and bound that `ops` passes to ops is a function of the key. Key 0 is never
   // repeated.

@@ -152,6 +152,15 @@ struct MlaDecodeParams {
   float scale = 1;
 };
 
+// Keys and values of one row's first positions in the up-projected form, kept by one layer from one
+// chunk of the sequence to the next.
+struct ExpandedKeys {
+  int row = -1;                  // index in AttentionRows::rows; -1: nothing is kept
+  void* data = nullptr;          // [heads][tiles] of Backend::ExpandedTileBytes()
+  int tiles = 0;                 // room, for so many blocks of positions
+  int filled = 0;                // tiles that are there; the op adds those after them that it needs
+};
+
 // Up-projected form: k_nope = c w_uk^T and v = c w_uv^T per head. host_rows is set.
 struct MlaPrefillParams {
   const void* q = nullptr;         // [tokens, heads, nope_dim + rope_dim] act, stride q_stride
@@ -168,6 +177,7 @@ struct MlaPrefillParams {
   int rope_dim = 0;
   int v_dim = 0;
   float scale = 1;
+  ExpandedKeys expanded;
 };
 
 // out = w2 (silu(gate) * up), gate and up from w13 x.

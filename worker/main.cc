@@ -143,7 +143,8 @@ class Worker {
     return {.kv_blocks = kv_blocks,
             .max_step_tokens = options_.max_step_tokens,
             .max_rows = options_.max_slots,
-            .max_step_logits = StepRunner::LogitRows(*backend_, options_.max_slots)};
+            .max_step_logits = StepRunner::LogitRows(*backend_, options_.max_slots),
+            .expanded_tokens = options_.expanded_tokens};
   }
 
   Status LoadModel() {

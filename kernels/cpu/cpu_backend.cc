@@ -96,6 +96,9 @@ class CpuBackend : public Backend {
     return std::max(l.tokens * inputs, experts) * int64_t{sizeof(float)};
   }
   void Reserve(const OpLimits&) override {}
+  int64_t ExpandedTileBytes(const OpLimits& l) const override {
+    return hadal::ExpandedTileFloats(l.nope_dim + l.rope_dim, l.v_dim) * int64_t{sizeof(float)};
+  }
 
   void Replay(uint64_t, const std::function<void()>& ops) override { ops(); }
   bool replays() const override { return false; }

@@ -92,6 +92,7 @@ class CudaBackend final : public Backend {
   void HeadMatMul(const HeadMatMulParams& p) override { cuda::HeadMatMul(p, context_); }
   void MlaInput(const MlaInputParams& p) override { cuda::MlaInput(p, context_); }
   void MlaDecode(const MlaDecodeParams& p) override { cuda::MlaDecode(p, context_); }
+  int64_t ExpandedTileBytes(const OpLimits&) const override { return 0; }
   void MlaPrefill(const MlaPrefillParams& p) override { cuda::MlaPrefill(p, context_); }
   void Mlp(const MlpParams& p) override { cuda::Mlp(p, context_); }
   void Route(const RouteParams& p) override { cuda::Route(p, context_); }

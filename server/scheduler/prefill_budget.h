@@ -13,7 +13,7 @@ namespace hadal {
 // tokens are put between. Time enters only through OnResult.
 class PrefillBudget {
  public:
-  static constexpr int32_t kMinChunk = 16;          // a smaller one wastes the matmul kernels
+  static constexpr int32_t kMinChunk = 8;           // a smaller one wastes the matmul kernels
   static constexpr double kMaxSlowdown = 3;         // of a step with prompt tokens
   static constexpr int32_t kMixedStepsInARow = 16;  // then one without, to measure against
 

@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "worker/model/expanded_prompt.h"
 #include "worker/model/expert_exchange.h"
 #include "worker/model/model.h"
 #include "worker/model/step_inputs.h"
@@ -32,6 +33,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Bac
                        StepInputs::Bytes(options, config.max_seq_len) +
                        ExpertExchange::BufferBytes(config, activation, exchange) +
                        backend.ScratchBytes(StepOpLimits(config, layout, options)) +
+                       ExpandedPrompt::Bytes(config, layout, backend, options) +
                        CommBytes(config, layout, options, act)};
 }
 

@@ -24,6 +24,7 @@ struct BatchRow {
   int32_t start_pos = 0;
   RowKind kind = RowKind::kPrefill;
   const int32_t* blocks = nullptr;  // block table, covers start_pos + num_tokens positions
+  uint64_t sequence = 0;        // unlike that of any other sequence, ever; 0: not told
 };
 
 // What this rank's D group computes in one step. May be empty while other groups work.
@@ -40,13 +41,14 @@ struct ModelOptions {
   int32_t max_step_tokens = 0;   // upper bound of Batch::tokens
   int32_t max_rows = 0;          // upper bound of Batch::rows, and the number of slots
   int32_t max_step_logits = 0;   // upper bound of one Logits() call's rows
+  int32_t expanded_tokens = 0;   // positions of a prompt that ExpandedPrompt keeps
 };
 
 // What a rank needs, in bytes, known from the config alone.
 struct MemoryPlan {
   int64_t weights = 0;       // packed
   int64_t kv_per_block = 0;  // all layers
-  int64_t workspace = 0;     // activations and scratch for max_step_tokens
+  int64_t workspace = 0;     // activations and scratch for max_step_tokens, ExpandedPrompt
 };
 MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Backend& backend,
                       const ModelOptions& options);

@@ -36,6 +36,7 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
       softmax_scale_(config.SoftmaxScale()),
       inputs_(backend, options, config.max_seq_len),
       cache_(backend->Allocate(config.n_layers * layer_cache_bytes_)),
+      expanded_(config, layout, backend, options),
       experts_(config, backend, comm_, ExchangeRows(config, layout, options)) {
   MakeWorkspace(config, layout, options, backend->activation_dtype(), backend, &space_);
   backend_->Reserve(StepOpLimits(config, layout, options));
@@ -61,6 +62,7 @@ void Transformer::Prepare(const Batch& batch) {
                   static_cast<int>(batch.rows.size()) <= options_.max_rows,
               "{} tokens in {} rows", batch.tokens.size(), batch.rows.size());
   inputs_.Upload(batch);
+  expanded_.Choose(batch);
   tokens_ = inputs_.tokens();
   // By position, not by place in the batch: a token's sum then has the same order in every batch.
   served_.clear();
@@ -92,7 +94,7 @@ void Transformer::Forward() {
     const LayerWeights& layer = weights_.layers[l];
     // A group without tokens still computes its experts' share of the others' tokens.
     if (tokens_ > 0) {
-      Attention(layer, cache_->as<uint8_t>() + l * layer_cache_bytes_);
+      Attention(l);
       AddAndNorm(*layer.ffn_norm);
     }
     if (tokens_ > 0 || layer.is_moe) FeedForward(layer);
@@ -111,9 +113,10 @@ void Transformer::AddAndNorm(const DeviceBuffer& weight) {
                      .eps = config_.norm_eps});
 }
 
-void Transformer::Attention(const LayerWeights& layer, void* cache) {
-  const AttentionWeights& w = layer.attention;
-  AddAndNorm(*layer.attn_norm);
+void Transformer::Attention(size_t layer) {
+  const AttentionWeights& w = weights_.layers[layer].attention;
+  void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
+  AddAndNorm(*weights_.layers[layer].attn_norm);
   const Queries q = Project(w);
   const DType act = backend_->activation_dtype();
   const int64_t latent_at = w.in->n - config_.latent_dim();
@@ -133,7 +136,7 @@ void Transformer::Attention(const LayerWeights& layer, void* cache) {
                       .cache = cache,
                       .cache_dtype = cache_dtype_,
                       .tokens = tokens_});
-  Attend(w, q, cache);
+  Attend(w, q, cache, expanded_.Layer(static_cast<int64_t>(layer)));
   backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
                     .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
   SumOverGroup(space_.delta->data, tokens_ * config_.dim);
@@ -160,7 +163,8 @@ Transformer::Queries Transformer::Project(const AttentionWeights& w) {
 }
 
 // Generated tokens in the absorbed form, prompt tokens in the up-projected form.
-void Transformer::Attend(const AttentionWeights& w, const Queries& q, const void* cache) {
+void Transformer::Attend(const AttentionWeights& w, const Queries& q, const void* cache,
+                         const ExpandedKeys& expanded) {
   if (inputs_.decode_tokens() > 0) AttendDecode(w, q, cache);
   if (inputs_.prefill().num_rows == 0) return;
   backend_->MlaPrefill({.q = q.data,
@@ -176,7 +180,8 @@ void Transformer::Attend(const AttentionWeights& w, const Queries& q, const void
                         .nope_dim = static_cast<int>(config_.qk_nope_head_dim),
                         .rope_dim = static_cast<int>(config_.qk_rope_head_dim),
                         .v_dim = static_cast<int>(config_.v_head_dim),
-                        .scale = softmax_scale_});
+                        .scale = softmax_scale_,
+                        .expanded = expanded});
 }
 
 void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache) {

@@ -3,6 +3,7 @@
 #include <memory>
 #include <vector>
 
+#include "worker/model/expanded_prompt.h"
 #include "worker/model/expert_exchange.h"
 #include "worker/model/model.h"
 #include "worker/model/step_inputs.h"
@@ -33,9 +34,10 @@ class Transformer final : public Model {
     int64_t stride;  // between tokens
   };
 
-  void Attention(const LayerWeights& layer, void* cache);
+  void Attention(size_t layer);
   Queries Project(const AttentionWeights& w);
-  void Attend(const AttentionWeights& w, const Queries& q, const void* cache);
+  void Attend(const AttentionWeights& w, const Queries& q, const void* cache,
+              const ExpandedKeys& expanded);
   void AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache);
   void FeedForward(const LayerWeights& layer);
   void Moe(const MoeWeights& w);
@@ -59,6 +61,7 @@ class Transformer final : public Model {
   Workspace space_;
   StepInputs inputs_;
   std::unique_ptr<DeviceBuffer> cache_;  // [layers, kv_blocks * kBlockSize, latent_dim]
+  ExpandedPrompt expanded_;
   ExpertExchange experts_;
 
   // The step in progress.

@@ -70,7 +70,8 @@ Status SlotTable::AppendRow(const PlanRow& row, const int32_t* tokens, Batch* ba
                          .num_tokens = row.num_tokens,
                          .start_pos = row.start_pos,
                          .kind = row.kind,
-                         .blocks = slot.blocks.data()});
+                         .blocks = slot.blocks.data(),
+                         .sequence = slot.sequence});
   return OkStatus();
 }
 
@@ -82,7 +83,8 @@ Status SlotTable::Apply(const GroupPlan& plan, Batch* batch) {
   }
   for (const SlotEnter& enter : plan.enters) {
     HADAL_RETURN_IF_ERROR(CheckSlot(enter.slot, false));
-    slots_[enter.slot] = Slot{.taken = true, .sampling = enter.sampling, .blocks = {}};
+    slots_[enter.slot] = Slot{
+        .taken = true, .sampling = enter.sampling, .blocks = {}, .sequence = ++sequences_};
   }
   for (const BlockTableDelta& delta : plan.block_tables) HADAL_RETURN_IF_ERROR(ApplyDelta(delta));
   if (static_cast<int64_t>(plan.tokens.size()) > capacity_.max_step_tokens) {

@@ -30,6 +30,7 @@ class SlotTable {
     bool taken = false;
     SamplingParams sampling;
     std::vector<int32_t> blocks;
+    uint64_t sequence = 0;
     bool sampled = false;  // so that kSampledToken stands for something
   };
 
@@ -41,6 +42,7 @@ class SlotTable {
   const int32_t vocab_size_;
   const int64_t max_seq_len_;
   std::vector<Slot> slots_;  // [max_slots]
+  uint64_t sequences_ = 0;   // that have entered, in all epochs
 };
 
 }  // namespace hadal

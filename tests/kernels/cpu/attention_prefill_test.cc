@@ -1,4 +1,5 @@
 #include <cmath>
+#include <limits>
 #include <random>
 
 #include "kernels/cpu/cpu_isa.h"
@@ -82,6 +83,9 @@ class PrefillCase {
   }
 
   int64_t q_width() const { return int64_t{shape_.heads} * (shape_.nope + shape_.rope); }
+  int64_t tile_floats() const {
+    return ExpandedTileFloats(shape_.nope + shape_.rope, shape_.v);
+  }
   int64_t out_width() const { return int64_t{shape_.heads} * shape_.v; }
 
   // [lengths[sequence], heads, v]
@@ -104,7 +108,8 @@ class PrefillCase {
   }
 
   // The outputs of all chunks, run as the rows of one call.
-  std::vector<float> Run(const std::vector<Chunk>& chunks, int threads, const Path& path) const {
+  std::vector<float> Run(const std::vector<Chunk>& chunks, int threads, const Path& path,
+                         const ExpandedKeys& expanded = {}) const {
     ThreadPool pool(threads);
     CpuContext context(&pool, path.isa);
     context.gemm = path.gemm;
@@ -122,7 +127,8 @@ class PrefillCase {
                 .rows = cache_.Rows(rows), .cache = cache_.data(),
                 .cache_dtype = shape_.cache, .w_uk = w_uk_.get(), .w_uv = w_uv_.get(),
                 .heads = shape_.heads, .latent_rank = shape_.latent, .nope_dim = shape_.nope,
-                .rope_dim = shape_.rope, .v_dim = shape_.v, .scale = scale_}, context);
+                .rope_dim = shape_.rope, .v_dim = shape_.v, .scale = scale_, .expanded = expanded},
+               context);
     return out;
   }
 
@@ -203,6 +209,40 @@ TEST_CASE("chunks of a prompt have the bits of the whole, in any company, on any
         CHECK(SameBits(chunk, testing::Rows(whole, c.out_width(), start, tokens)));
         start += tokens;
       }
+    }
+  }
+}
+
+TEST_CASE("keys kept from chunk to chunk change no bit") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  constexpr int kTiles = 3, kHeads = 3;
+  for (const DType dtype : {DType::kF32, DType::kBF16}) {
+    const std::vector<int> lengths = {300, 90};
+    const PrefillCase c({kHeads, 56, 24, 10, 35, dtype, DType::kBF16}, lengths, rng);
+    for (const Path& path : Paths()) {
+      CAPTURE(path.name, DTypeName(dtype));
+      const std::vector<float> whole = c.Run({{0, 0, 300}}, 1, path);
+      std::vector<float> kept(static_cast<size_t>(kHeads * kTiles * c.tile_floats()),
+                              std::numeric_limits<float>::quiet_NaN());
+      ExpandedKeys expanded{.data = kept.data(), .tiles = kTiles};
+      for (int start = 0; start < 300;) {
+        const int tokens = std::min<int>(1 + static_cast<int>(rng() % 170), 300 - start);
+        CAPTURE(start, tokens, expanded.filled);
+        expanded.row = static_cast<int>(rng() % 2);
+        std::vector<Chunk> chunks = {{0, start, tokens}};
+        chunks.insert(expanded.row == 0 ? chunks.end() : chunks.begin(), Chunk{1, 0, 90});
+        const auto out = c.Run(chunks, 1 + static_cast<int>(rng() % 3), path, expanded);
+        const auto chunk =
+            testing::Rows(out, c.out_width(), expanded.row == 0 ? 0 : 90, tokens);
+        CHECK(SameBits(chunk, testing::Rows(whole, c.out_width(), start, tokens)));
+        start += tokens;
+        expanded.filled = std::min(kTiles, start / kBlockSize);
+      }
+      // What was kept is what was used: other values there show.
+      std::fill(kept.begin(), kept.end(), 0.0f);
+      CHECK(!SameBits(c.Run({{0, 290, 10}}, 1, path, {.row = 0, .data = kept.data(),
+                                                      .tiles = kTiles, .filled = kTiles}),
+                      testing::Rows(whole, c.out_width(), 290, 10)));
     }
   }
 }

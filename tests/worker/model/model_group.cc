@@ -18,6 +18,7 @@ namespace hadal::testing {
 namespace {
 
 constexpr int kMaxLogits = 64;
+constexpr int kExpandedTokens = 64;  // fewer than some prompts have
 constexpr int kMaxRows = 64;
 constexpr double kTimeoutSeconds = 60;
 
@@ -81,7 +82,8 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
                              {.kv_blocks = options_.kv_blocks,
                               .max_step_tokens = options_.max_step_tokens,
                               .max_rows = kMaxRows,
-                              .max_step_logits = kMaxLogits},
+                              .max_step_logits = kMaxLogits,
+                              .expanded_tokens = kExpandedTokens},
                              nullptr);
     ThrowIfError(model.status());
     models_[rank] = std::move(*model);
@@ -105,6 +107,7 @@ void ModelGroup::DrawBlockTables(const TokenLists& sequences, uint64_t seed) {
 SequenceLogits ModelGroup::Run(const TokenLists& sequences, const std::vector<StepSpec>& steps,
                                uint64_t seed) {
   DrawBlockTables(sequences, seed);
+  first_sequence_ += 1000;
   std::vector<SequenceLogits> logits(models_.size());
   RunRanks(static_cast<int>(models_.size()),
            [&](int rank) { RunRank(rank, sequences, steps, &logits[rank]); });
@@ -139,7 +142,8 @@ void ModelGroup::RunRank(int rank, const TokenLists& sequences, const std::vecto
                             .num_tokens = row.count,
                             .start_pos = row.start,
                             .kind = row.kind,
-                            .blocks = tables_[row.sequence].data()});
+                            .blocks = tables_[row.sequence].data(),
+                            .sequence = first_sequence_ + row.sequence});
       for (int pos = row.start; pos < row.start + row.count; ++pos) {
         batch.logit_tokens.push_back(static_cast<int32_t>(batch.tokens.size()));
         batch.tokens.push_back(sequences[row.sequence][pos]);

@@ -72,6 +72,7 @@ class ModelGroup {
   std::vector<std::unique_ptr<Model>> models_;      // [ranks]
   std::vector<const float*> replayed_logits_;       // [ranks] where replayed steps leave them
   std::vector<std::vector<int32_t>> tables_;        // [sequence]
+  uint64_t first_sequence_ = 0;                     // BatchRow::sequence of the first one
 };
 
 // log softmax(logits)[token].
