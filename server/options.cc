@@ -34,10 +34,8 @@ void AddEngineFlags(EngineOptions* o, double* step_deadline_s, CLI::App* app) {
       ->check(CLI::Range(int64_t{1}, int64_t{1} << 40))
       ->capture_default_str();
   app->add_option("--step-tokens", o->step_token_budget,
-                  "prompt and decode tokens of one step; more is faster for long prompts and slower "
-                  "for running streams")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
+                  "prompt and decode tokens of one step (default: as many as the workers take)")
+      ->check(CLI::Range(1, 65536));
   app->add_option("--step-deadline", *step_deadline_s,
                   "seconds after which a worker group that does not answer is given up")
       ->check(CLI::Range(0.1, 86400.0))

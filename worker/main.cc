@@ -112,6 +112,7 @@ class Worker {
                                                   .threads = threads,
                                                   .local_rank = place_.local_rank,
                                                   .weights = config_.dtype}));
+    if (options_.max_step_tokens == 0) options_.max_step_tokens = options_.backend == "cpu" ? 512 : 4096;
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;

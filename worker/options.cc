@@ -46,9 +46,9 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
       ->check(CLI::Range(1, 65536))
       ->capture_default_str();
   app->add_option("--max-step-tokens", o->max_step_tokens,
-                  "tokens of one step, per data-parallel group; sizes the workspace")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
+                  "tokens of one step, per data-parallel group; more is faster for long prompts and "
+                  "needs more workspace (default: 512 on cpu, 4096 on cuda)")
+      ->check(CLI::Range(1, 65536));
   app->add_option("--expanded-tokens", o->expanded_tokens,
                   "cpu: positions of a prompt whose keys and values are kept expanded while its chunks "
                   "run (one prompt at a time); 0 saves the memory, and chunks late in a long prompt "

@@ -22,7 +22,7 @@ struct WorkerOptions {
   int32_t kv_blocks = 0;
   int64_t kv_memory = 0;     // bytes
   int32_t max_slots = 128;
-  int32_t max_step_tokens = 512;
+  int32_t max_step_tokens = 0;   // 0: as suits the backend
   int32_t expanded_tokens = 4096;
   double step_timeout_s = 120;
 };

@@ -1,6 +1,7 @@
 #pragma once
 
 #include <cstdint>
+#include <limits>
 #include <memory>
 
 #include "common/clock.h"
@@ -21,7 +22,8 @@ class RequestSink {
 struct EngineOptions {
   int32_t max_waiting_requests = 1024;       // admitted but not yet scheduled; more are refused
   int64_t max_waiting_tokens = 1 << 20;      // their prompts' tokens together
-  int32_t step_token_budget = 512;           // prompt + decode tokens of one step and D group
+  // Prompt and decode tokens of one step and D group, if the workers take as many.
+  int32_t step_token_budget = std::numeric_limits<int32_t>::max();
   int64_t step_deadline_us = 120'000'000;    // a plan unanswered for longer ends its group
 };
 

@@ -1,4 +1,5 @@
-"""The demo model through 1, 2 and 4 ranks: greedy texts are equal, or part where two tokens tie."""
+"""The demo model through 1, 2 and 4 ranks, and on a GPU where there is one: greedy texts are equal, or
+part where two tokens tie."""
 
 import os
 import sys
@@ -33,9 +34,23 @@ QUESTIONS = [
 ]
 
 
-def ask_all(ranks):
-    """The answers of a deployment of so many ranks, all asked at once."""
-    with Deployment(MODEL, ranks=ranks).start_workers() as hadal:
+CPU = ("--threads", "1", "--kv-blocks", "1024")
+CUDA = ("--backend", "cuda", "--kv-blocks", "1024")
+
+
+def deployments():
+    """By name: ranks, and their flags. The first is what the others are compared with."""
+    found = {f"{ranks} on cpu": (ranks, CPU) for ranks in (1, 2, 4)}
+    if os.path.exists("/dev/nvidia0"):
+        found |= {f"{ranks} on cuda": (ranks, CUDA) for ranks in (1, 2)}
+    else:
+        print("on cuda: skipped: no CUDA device", file=sys.stderr, flush=True)
+    return found
+
+
+def ask_all(ranks, flags):
+    """The answers of a deployment, all asked at once."""
+    with Deployment(MODEL, ranks=ranks, worker_flags=flags).start_workers() as hadal:
         clients = [hadal.start("--json", "--chat", question, "--temperature", "0", "--ignore-eos",
                                "--max-tokens", str(TOKENS), "--logprobs", "2")
                    for question in QUESTIONS]
@@ -56,11 +71,11 @@ def gap(answer, position):
 class DemoModelTest(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
-        cls.answers = {ranks: ask_all(ranks) for ranks in (1, 2, 4)}
+        cls.answers = {name: ask_all(*how) for name, how in deployments().items()}
 
     def test_the_capital_of_france(self):
-        for ranks, answers in self.answers.items():
-            with self.subTest(ranks=ranks):
+        for name, answers in self.answers.items():
+            with self.subTest(ranks=name):
                 self.assertIn("Paris", answers[0]["text"].split(".")[0])
 
     def test_answers_are_whole(self):
@@ -69,17 +84,18 @@ class DemoModelTest(unittest.TestCase):
                 self.assertEqual(len(answer["token_ids"]), TOKENS)
 
     def test_ranks_agree_or_part_at_a_tie(self):
-        for ranks in (2, 4):
+        first, *others = self.answers
+        for name in others:
             parted = []
-            for question, one, many in zip(QUESTIONS, self.answers[1], self.answers[ranks]):
+            for question, one, many in zip(QUESTIONS, self.answers[first], self.answers[name]):
                 position = parting(one, many)
                 if position is None:
                     self.assertEqual(one["text"], many["text"])
                     continue
                 parted.append(f"token {position}, gap {gap(one, position):.4f}: {question}")
-                with self.subTest(ranks=ranks, question=question, position=position):
+                with self.subTest(ranks=name, question=question, position=position):
                     self.assertLess(gap(one, position), GAP)
-            print(f"1 and {ranks} ranks: {len(parted)} of {len(QUESTIONS)} answers part",
+            print(f"{first} and {name}: {len(parted)} of {len(QUESTIONS)} answers part",
                   *parted, sep="\n  ", file=sys.stderr, flush=True)
 
 

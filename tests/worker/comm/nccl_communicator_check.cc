@@ -29,7 +29,9 @@ class Bytes {
  public:
   explicit Bytes(int64_t bytes) : bytes_(bytes) {
     Cuda(cudaMalloc(&data_, static_cast<size_t>(bytes) + 64));
+    // On a stream of its own, which the communicator's does not wait for.
     Cuda(cudaMemset(data_, 0xa5, static_cast<size_t>(bytes) + 64));
+    Cuda(cudaDeviceSynchronize());
   }
   Bytes(const void* host, int64_t bytes) : Bytes(bytes) {
     if (bytes > 0) Cuda(cudaMemcpy(at(), host, static_cast<size_t>(bytes), cudaMemcpyHostToDevice));
