@@ -76,7 +76,10 @@ class LargeTest(ToolCase):
         self.source, self.out = self.root / "source", self.root / "out"
 
     def measure(self, tool, *flags, while_running=lambda _: None):
-        """(standard output, standard error, largest resident memory in bytes) of a run."""
+        """(standard output, standard error, largest resident memory in bytes) of a run.
+
+        The kernel counts from the fork on, so the memory is never less than that of this process.
+        """
         command = self.command(tool, *flags, "--threads", THREADS)
         with open(self.root / "said", "w+") as said, open(self.root / "errors", "w+") as errors:
             process = subprocess.Popen(command, stdout=said, stderr=errors)
