@@ -10,8 +10,8 @@ import subprocess
 import time
 import unittest
 
-from tools.tool_case import (CANNOT_WRITE, DIFFERS, DONE, SEED, ToolCase, contents, write_model,
-                             write_zeros)
+from tools.tool_case import (BAD_SOURCE, CANNOT_WRITE, DIFFERS, DONE, SEED, ToolCase, contents,
+                             write_model, write_zeros)
 
 KILLS = 50
 RANDOM = random.Random(SEED)
@@ -200,6 +200,21 @@ class CrashTest(ToolCase):
         self.assertIn("No space left on device; what was finished stays", done.stderr)
         self.assertRegex(lines[-3], r"(2 shards|1 shard) written, [12] kept")
         self.assertEqual(lines[-2:], ["exit 0", "same"])
+
+    def test_a_shard_that_may_not_be_read(self):
+        write_model(self.source, "v3", "fp8", 3)
+        shard = self.source / "model-00002-of-00003.safetensors"
+        shard.chmod(0)
+        # To root everything is readable, but for a capability that can be dropped.
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        done = subprocess.run([*(drop if os.geteuid() == 0 else []),
+                               *map(str, self.command("hadal-fp8-cast-bf16"))],
+                              capture_output=True, text=True, check=False)
+        if "setpriv" in done.stderr:
+            self.skipTest(f"capabilities cannot be dropped here: {done.stderr.strip()}")
+        self.assertEqual(done.returncode, BAD_SOURCE, done.stderr)
+        self.assertRegex(done.stderr, rf"{shard}: .*[Pp]ermission")
+        self.assertFalse(self.out.exists())
 
     def test_memory_stays_far_below_the_size_of_the_checkpoint(self):
         # 1 GiB of zeros that occupy no disk, in one tensor and in many; the output, which is zero
