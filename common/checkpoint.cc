@@ -27,22 +27,11 @@ bool IsPlainFileName(const std::string& name) {
 }
 
 StatusOr<FileList> ReadIndex(const std::string& path) {
-  HADAL_ASSIGN_OR_RETURN(const json index, ReadJsonFile(path, kMaxIndexBytes));
-  const auto map = index.is_object() ? index.find("weight_map") : index.end();
-  if (map == index.end() || !map->is_object()) {
-    return DataLoss("{}: weight_map must be an object of tensor names and files", path);
-  }
+  HADAL_ASSIGN_OR_RETURN(const std::string text, ReadFile(path, kMaxIndexBytes));
   FileList list;
+  HADAL_ASSIGN_OR_RETURN(list.weight_map, ParseSafetensorsIndex(text, path));
   std::set<std::string> names;
-  for (const auto& [tensor, file] : map->items()) {
-    if (!file.is_string() || !IsPlainFileName(file.get_ref<const std::string&>())) {
-      return DataLoss("{}: the file of tensor \"{}\" must be a plain name in the same directory",
-                      path, DisplayText(tensor, 200));
-    }
-    const std::string name = file.get<std::string>();
-    list.weight_map.emplace(tensor, name);
-    names.insert(name);
-  }
+  for (const auto& [tensor, file] : list.weight_map) names.insert(file);
   list.names.assign(names.begin(), names.end());
   return list;
 }
@@ -69,6 +58,24 @@ StatusOr<FileList> ListFiles(const std::string& model_dir) {
 }
 
 }  // namespace
+
+StatusOr<std::map<std::string, std::string>> ParseSafetensorsIndex(std::string_view text,
+                                                                   std::string_view path) {
+  HADAL_ASSIGN_OR_RETURN(const json index, ParseJson(text, path));
+  const auto map = index.is_object() ? index.find("weight_map") : index.end();
+  if (map == index.end() || !map->is_object()) {
+    return DataLoss("{}: weight_map must be an object of tensor names and files", path);
+  }
+  std::map<std::string, std::string> files;
+  for (const auto& [tensor, file] : map->items()) {
+    if (!file.is_string() || !IsPlainFileName(file.get_ref<const std::string&>())) {
+      return DataLoss("{}: the file of tensor \"{}\" must be a plain name in the same directory",
+                      path, DisplayText(tensor, 200));
+    }
+    files.emplace(tensor, file.get<std::string>());
+  }
+  return files;
+}
 
 StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir) {
   HADAL_ASSIGN_OR_RETURN(FileList list, ListFiles(model_dir));
@@ -118,7 +125,8 @@ StatusOr<std::unique_ptr<Checkpoint>> Checkpoint::Open(const std::string& model_
       const Entry* entry = checkpoint->Find(tensor);
       if (entry != nullptr && fs::path(entry->file->path()).filename() == name) continue;
       problems.push_back(fmt::format("{}/{}: tensor \"{}\" is not in {}, where the index says",
-                                     model_dir, kIndexName, DisplayText(tensor, 200), name));
+                                     model_dir, kIndexName, DisplayText(tensor, 200),
+                                     DisplayText(name, 200)));
     }
   }
   if (problems.empty()) return checkpoint;

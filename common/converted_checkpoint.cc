@@ -4,7 +4,6 @@
 #include <charconv>
 #include <filesystem>
 #include <map>
-#include <optional>
 #include <set>
 
 namespace hadal {
@@ -42,21 +41,6 @@ std::optional<int> TakeNumber(std::string_view* text) {
   if (error != std::errc()) return std::nullopt;
   text->remove_prefix(static_cast<size_t>(end - text->data()));
   return number;
-}
-
-// M of "model{i}-mp{M}.safetensors" with i in [0, M).
-std::optional<int> RanksOfName(const std::string& name) {
-  std::string_view text = name;
-  if (!text.starts_with("model")) return std::nullopt;
-  text.remove_prefix(5);
-  const std::optional<int> rank = TakeNumber(&text);
-  if (!rank || !text.starts_with("-mp")) return std::nullopt;
-  text.remove_prefix(3);
-  const std::optional<int> ranks = TakeNumber(&text);
-  if (!ranks || *rank < 0 || *rank >= *ranks || name != ConvertedFileName(*rank, *ranks)) {
-    return std::nullopt;
-  }
-  return ranks;
 }
 
 // As ValidateTensors wants it: what the file itself should hold.
@@ -107,6 +91,20 @@ std::string ReferenceTensorName(std::string_view name) {
 
 std::string ConvertedFileName(int rank, int ranks) {
   return fmt::format("model{}-mp{}.safetensors", rank, ranks);
+}
+
+std::optional<int> RanksOfName(const std::string& name) {
+  std::string_view text = name;
+  if (!text.starts_with("model")) return std::nullopt;
+  text.remove_prefix(5);
+  const std::optional<int> rank = TakeNumber(&text);
+  if (!rank || !text.starts_with("-mp")) return std::nullopt;
+  text.remove_prefix(3);
+  const std::optional<int> ranks = TakeNumber(&text);
+  if (!ranks || *rank < 0 || *rank >= *ranks || name != ConvertedFileName(*rank, *ranks)) {
+    return std::nullopt;
+  }
+  return ranks;
 }
 
 StatusOr<int> ConvertedRanks(const std::string& model_dir) {

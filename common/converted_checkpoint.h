@@ -1,6 +1,7 @@
 #pragma once
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -23,6 +24,8 @@ std::string ReferenceTensorName(std::string_view hugging_face_name);
 
 // "model0-mp2.safetensors".
 std::string ConvertedFileName(int rank, int ranks);
+// M of such a name with rank in [0, M); nothing for any other name.
+std::optional<int> RanksOfName(const std::string& name);
 
 // The M of a converted directory whose files are all there; 0 for any other directory. DATA_LOSS
 // names files of several M, or missing ones.

@@ -173,7 +173,7 @@ void ReadYarn(ConfigReader* rope, ModelConfig* out) {
   }
   rope->Require("truncate", true, "remove it");
   rope->Require("attention_factor", 1, "remove it");
-  out->yarn = yarn;
+  if (yarn.factor > 1) out->yarn = yarn;  // at 1 it changes nothing
 }
 
 void ReadRope(ConfigReader* reader, std::vector<std::string>* problems, ModelConfig* out) {

@@ -72,6 +72,11 @@ class SafetensorsFile {
   size_t data_offset_ = 0;
 };
 
+// Tensor -> file of a model.safetensors.index.json, which stands at `path`. Files are plain names:
+// an index cannot point out of its directory. INVALID_ARGUMENT or DATA_LOSS, naming the path.
+StatusOr<std::map<std::string, std::string>> ParseSafetensorsIndex(std::string_view text,
+                                                                   std::string_view path);
+
 // The safetensors files of a model directory, without directory, sorted: model.safetensors, or the
 // files the index names, or every *.safetensors. NOT_FOUND or DATA_LOSS.
 StatusOr<std::vector<std::string>> CheckpointFiles(const std::string& model_dir);

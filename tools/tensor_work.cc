@@ -94,16 +94,19 @@ struct ToBf16 {
     out->buffer.resize(bytes.size() * sizeof(bf16_t));
     const auto* codes = reinterpret_cast<const uint8_t*>(bytes.data());
     auto* values = reinterpret_cast<bf16_t*>(out->buffer.data());
-    ForEachTile(rows, columns, block, [&](int64_t i, int64_t j, const Tile& tile) {
-      const int64_t index = (i - first_block) * scale_columns + j;
+    const auto factor = [&](int64_t index) {
       const std::byte* at = scales.data() + static_cast<uint64_t>(index) * scale_bytes;
-      const float factor =
-          scale_bytes == sizeof(float) ? Load<float>(at) : Bf16ToFloat(Load<bf16_t>(at));
-      for (int64_t r = tile.rows.begin; r < tile.rows.end; ++r) {
-        const int64_t from = (r - rows.begin) * columns + tile.columns.begin;
-        CastToBf16(codes + from, tile.columns.size(), factor, values + from);
+      return scale_bytes == sizeof(float) ? Load<float>(at) : Bf16ToFloat(Load<bf16_t>(at));
+    };
+    // Row by row, not block by block: memory is then read and written from front to back.
+    for (int64_t r = rows.begin; r < rows.end; ++r) {
+      const int64_t first_scale = (r / block.rows - first_block) * scale_columns;
+      for (int64_t j = 0; j < scale_columns; ++j) {
+        const Range part{j * block.columns, std::min(columns, (j + 1) * block.columns)};
+        const int64_t from = (r - rows.begin) * columns + part.begin;
+        CastToBf16(codes + from, part.size(), factor(first_scale + j), values + from);
       }
-    });
+    }
     out->pieces.push_back(
         {target, static_cast<uint64_t>(rows.begin * columns) * sizeof(bf16_t), out->buffer});
     return OkStatus();

@@ -73,6 +73,8 @@ TEST_CASE("rotation speeds and softmax scale") {
   CHECK(kimi.RopeFrequencies()[20] == Approx(std::pow(5e4, -40.0 / 64) / 32).epsilon(1e-6));
   config["rope_scaling"]["factor"] = 64;
   CHECK(Parsed(config).SoftmaxScale() == Approx(0.1446796).epsilon(1e-6));
+  config["rope_scaling"]["factor"] = 1;
+  CHECK_FALSE(Parsed(config).yarn);
 }
 
 }  // namespace

@@ -10,10 +10,8 @@ import subprocess
 import time
 import unittest
 
-import numpy as np
-
-from reference import safetensors_file
-from tools.tool_case import (CANNOT_WRITE, DIFFERS, DONE, SEED, ToolCase, contents, write_model)
+from tools.tool_case import (BAD_SOURCE, CANNOT_WRITE, DIFFERS, DONE, SEED, ToolCase, contents,
+                             write_model, write_zeros)
 
 KILLS = 50
 RANDOM = random.Random(SEED)
@@ -203,19 +201,31 @@ class CrashTest(ToolCase):
         self.assertRegex(lines[-3], r"(2 shards|1 shard) written, [12] kept")
         self.assertEqual(lines[-2:], ["exit 0", "same"])
 
+    def test_a_shard_that_may_not_be_read(self):
+        write_model(self.source, "v3", "fp8", 3)
+        shard = self.source / "model-00002-of-00003.safetensors"
+        shard.chmod(0)
+        # To root everything is readable, but for a capability that can be dropped.
+        drop = ["setpriv", "--bounding-set=-dac_override,-dac_read_search"]
+        done = subprocess.run([*(drop if os.geteuid() == 0 else []),
+                               *map(str, self.command("hadal-fp8-cast-bf16"))],
+                              capture_output=True, text=True, check=False)
+        if "setpriv" in done.stderr:
+            self.skipTest(f"capabilities cannot be dropped here: {done.stderr.strip()}")
+        self.assertEqual(done.returncode, BAD_SOURCE, done.stderr)
+        self.assertRegex(done.stderr, rf"{shard}: .*[Pp]ermission")
+        self.assertFalse(self.out.exists())
+
     def test_memory_stays_far_below_the_size_of_the_checkpoint(self):
         # 1 GiB of zeros that occupy no disk, in one tensor and in many; the output, which is zero
         # too, is there already: both are read whole.
-        self.source.mkdir()
-        self.out.mkdir()
         codes = {"big.weight": (16384, 32768)}
         codes |= {f"m{i}.weight": (2048, 4096) for i in range(64)}
         layout = {name + "_scale_inv": ("F32", (rows // 128, columns // 128))
                   for name, (rows, columns) in codes.items()}
         layout |= {name: ("F8_E4M3", shape) for name, shape in codes.items()}
-        self.write_zeros(self.source, layout)
-        self.write_zeros(self.out, {name: ("BF16", shape) for name, shape in codes.items()})
-        (self.source / "config.json").write_text("{}")
+        write_zeros(self.source, {}, layout)
+        write_zeros(self.out, {}, {name: ("BF16", shape) for name, shape in codes.items()})
         with open(self.root / "said", "w+") as said:
             process = subprocess.Popen(self.command("hadal-fp8-cast-bf16"), stdout=said)
             _, status, usage = os.wait4(process.pid, 0)
@@ -226,16 +236,6 @@ class CrashTest(ToolCase):
         # Sanitizers keep books of their own.
         limit = 1 << 30 if "asan" in self.command("hadal-convert")[0].parts else 256 << 20
         self.assertLess(usage.ru_maxrss * 1024, limit)
-
-    @staticmethod
-    def write_zeros(directory, layout):
-        """A sparse model.safetensors."""
-        header = safetensors_file.header_bytes(layout)
-        size = sum(int(np.prod(shape)) * {"F32": 4, "BF16": 2, "F8_E4M3": 1}[dtype]
-                   for dtype, shape in layout.values())
-        path = directory / "model.safetensors"
-        path.write_bytes(header)
-        os.truncate(path, len(header) + size)
 
 
 if __name__ == "__main__":

@@ -79,6 +79,22 @@ def write_tensors(directory, hf, *shards):
     safetensors_file.write_json(Path(directory) / "config.json", hf)
 
 
+def data_bytes(layout):
+    """layout: name -> (dtype, shape)."""
+    return sum(int(np.prod(shape)) * np.dtype(_STORAGE[dtype]).itemsize
+               for dtype, shape in layout.values())
+
+
+def write_zeros(directory, hf, layout):
+    """A checkpoint of one file, all holes: it occupies no disk."""
+    Path(directory).mkdir(parents=True)
+    header = safetensors_file.header_bytes(layout)
+    path = Path(directory) / "model.safetensors"
+    path.write_bytes(header)
+    os.truncate(path, len(header) + data_bytes(layout))
+    safetensors_file.write_json(Path(directory) / "config.json", hf)
+
+
 def dequantised(codes, scale, block=(128, 128)):
     """bf16 bits of e4m3 x scale: F32 product, ties to even; NaN codes keep their sign."""
     rows, columns = codes.shape
