@@ -87,11 +87,10 @@ __device__ T GroupReduce(T value, Op op, ReduceSpace& space) {
     if (threadIdx.x == 0) *reinterpret_cast<T*>(space.cta) = value;
   }
   Group::Sync();
-  T result = *reinterpret_cast<const T*>(Group::At(space.cta, 0));
-#pragma unroll 1
-  for (int r = 1; r < kCtas; ++r) {
-    result = op(result, *reinterpret_cast<const T*>(Group::At(space.cta, r)));
-  }
+  // Each lane asks one peer, so that all answers are on their way at once.
+  T result = *reinterpret_cast<const T*>(Group::At(space.cta, static_cast<int>(threadIdx.x) % kCtas));
+#pragma unroll
+  for (int mask = kCtas / 2; mask > 0; mask /= 2) result = op(result, ShuffleXor(result, mask));
   return result;
 }
 
