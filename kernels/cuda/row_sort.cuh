@@ -4,8 +4,10 @@
 
 namespace hadal::cuda {
 
-// Sorts list[0, count) by the threads of one CTA; what others wrote there they must have seen.
-// REQUIRES: room up to the next power of two.
+// Sorts list[0, count) by the threads of one CTA. REQUIRES: room up to the next power of two.
+//
+// A bitonic network. Comparisons at most 32 apart stay within the 64 elements of one warp, so only
+// those further apart need the whole CTA to wait.
 __device__ inline void SortList(uint64_t* list, int count) {
   int padded = 1;
   while (padded < count) padded *= 2;
@@ -21,9 +23,15 @@ __device__ inline void SortList(uint64_t* list, int count) {
           list[i + step] = a;
         }
       }
-      __syncthreads();
+      const int next = step > 1 ? step / 2 : run;
+      if (max(step, next) > 32) {
+        __syncthreads();
+      } else {
+        __syncwarp();
+      }
     }
   }
+  __syncthreads();
 }
 
 }  // namespace hadal::cuda
