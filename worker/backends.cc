@@ -45,6 +45,14 @@ StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
                          fmt::join(BackendNames(), ", "));
 }
 
+bool RoundsInputsToFp8(const Backend& backend) {
+#ifdef HADAL_HAVE_CUDA
+  if (!OnHost(backend)) return CudaRoundsInputsToFp8(backend);
+#endif
+  (void)backend;
+  return false;
+}
+
 MachineCeilings MeasureCeilings(const std::string& backend, int threads) {
 #ifdef HADAL_HAVE_CUDA
   if (backend == "cuda") {

@@ -26,6 +26,10 @@ struct BackendOptions {
 // FAILED_PRECONDITION or INVALID_ARGUMENT says what this machine lacks.
 StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
 
+// Whether products of many rows by FP8 weights multiply in FP8: their inputs are rounded to e4m3, with
+// one scale per token and 128 of them, where the weight's slice has whole scale blocks.
+bool RoundsInputsToFp8(const Backend& backend);
+
 // What the machine in hand reaches at best.
 struct MachineCeilings {
   double read_gbs = 0;       // GB/s of reading memory

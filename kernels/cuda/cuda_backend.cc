@@ -50,6 +50,8 @@ class CudaBackend final : public Backend {
   }
   DType activation_dtype() const override { return context_.act; }
   cudaStream_t stream() const { return stream_.stream; }
+  // cuBLASLt's block scales and the tiles of experts are for Hopper.
+  bool rounds_inputs_to_fp8() const { return context_.act == DType::kBF16 && context_.arch == 90; }
 
   std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) override { return AllocateDevice(bytes); }
   std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) override { return AllocatePinned(bytes); }
@@ -143,6 +145,10 @@ StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& opt
 
 CUstream_st* CudaBackendStream(const Backend& backend) {
   return dynamic_cast<const CudaBackend&>(backend).stream();
+}
+
+bool CudaRoundsInputsToFp8(const Backend& backend) {
+  return dynamic_cast<const CudaBackend&>(backend).rounds_inputs_to_fp8();
 }
 
 }  // namespace hadal

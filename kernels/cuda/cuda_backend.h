@@ -27,4 +27,8 @@ StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& opt
 // comes from MakeCudaBackend and lives as long as the stream is used.
 CUstream_st* CudaBackendStream(const Backend& backend);
 
+// Whether its products of many rows by FP8 weights round their inputs to FP8 (README.md, "Layouts").
+// REQUIRES: as above.
+bool CudaRoundsInputsToFp8(const Backend& backend);
+
 }  // namespace hadal

@@ -77,7 +77,7 @@ __device__ __forceinline__ void PassItem(const TileMemory<Shape>& memory, int st
   }
 }
 
-// multiply(memory, part, item, group, slot, sums) makes the sums of one item.
+// multiply(memory, part, item, steps, group, slot, sums) makes the sums of one item.
 template <typename Shape, typename Multiply>
 __device__ __forceinline__ void Consume(const TileArgs& a, const TileMemory<Shape>& memory,
                                         Multiply multiply) {
@@ -93,7 +93,7 @@ __device__ __forceinline__ void Consume(const TileArgs& a, const TileMemory<Shap
       continue;
     }
     TileSums<Shape> d;
-    multiply(items.part(item), item, items.Steps(item), group, slot, d);
+    multiply(memory, items.part(item), item, items.Steps(item), group, slot, d);
     StoreTile(memory, items.part(item), item, d);
   }
 }
@@ -112,10 +112,29 @@ __device__ __forceinline__ TileMemory<Shape> BeginTiles(const TileArgs& a, char*
   return memory;
 }
 
+// The body of a kernel: what its warpgroups do. `multiply` as Consume() takes it.
+template <typename Shape, typename Multiply>
+__device__ __forceinline__ void RunTiles(const TileArgs& a, char* shared, Multiply multiply) {
+  const TileMemory<Shape> memory = BeginTiles<Shape>(a, shared);
+  if (threadIdx.x < kTileProducers) {
+    GiveRegisters<56>();
+    Produce<Shape>(a, memory);
+  } else {
+    TakeRegisters<224>();
+    Consume<Shape>(a, memory, multiply);
+  }
+}
+
 template <typename Shape>
-void LaunchTileKernel(void (*kernel)(TileArgs), TileArgs& args, DType dtype, int max_tiles,
-                      CudaContext& context) {
+void LaunchTiles(void (*kernel)(TileArgs), TileArgs& args, int max_tiles, CudaContext& context) {
+  constexpr DType dtype = sizeof(typename Shape::Weight) == 1 ? DType::kF8E4M3 : DType::kBF16;
   constexpr int kBox = Shape::kWeightRows / 2;
+  static const bool once = [&] {
+    HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    Shape::kSharedBytes));
+    return true;
+  }();
+  (void)once;
   args.experts_map = WeightMap(args.experts, dtype, kBox);
   args.shared_map = args.shared.n == 0 ? args.experts_map : WeightMap(args.shared, dtype, kBox);
   const auto tiles = [](int n, int of) { return (n + of - 1) / of; };

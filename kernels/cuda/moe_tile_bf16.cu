@@ -5,7 +5,8 @@ namespace {
 
 // The sums of one item; the products of a step run while the slot before it is handed back.
 template <typename Shape>
-__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, int steps, int group,
+__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart&,
+                                             const TileItem&, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
   const bool speaks = threadIdx.x % 32 == 0;
   int before = slot.index;  // slot to hand back
@@ -32,37 +33,15 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
   using Shape = TileShape<bf16, kGated>;
-  const TileMemory<Shape> memory = BeginTiles<Shape>(a, shared);
-  if (threadIdx.x < kTileProducers) {
-    GiveRegisters<56>();
-    Produce<Shape>(a, memory);
-  } else {
-    TakeRegisters<224>();
-    Consume<Shape>(
-        a, memory,
-        [&](const TilePart&, const TileItem&, int steps, int group, TileSlot<Shape::kSlots>& slot,
-            TileSums<Shape>& d) { MultiplyItem<Shape>(memory, steps, group, slot, d); });
-  }
+  RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
-}
-
-template <bool kGated>
-void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
-  using Shape = TileShape<bf16, kGated>;
-  const auto kernel = TileBf16Kernel<kGated>;
-  static const bool once = [&] {
-    HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    Shape::kSharedBytes));
-    return true;
-  }();
-  (void)once;
-  LaunchTileKernel<Shape>(kernel, args, DType::kBF16, max_tiles, context);
 }
 
 }  // namespace
 
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context) {
-  gated ? LaunchTile<true>(args, max_tiles, context) : LaunchTile<false>(args, max_tiles, context);
+  gated ? LaunchTiles<TileShape<bf16, true>>(TileBf16Kernel<true>, args, max_tiles, context)
+        : LaunchTiles<TileShape<bf16, false>>(TileBf16Kernel<false>, args, max_tiles, context);
 }
 
 }  // namespace hadal::cuda

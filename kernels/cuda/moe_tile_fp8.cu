@@ -84,38 +84,15 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
   using Shape = TileShape<fp8, kGated>;
-  const TileMemory<Shape> memory = BeginTiles<Shape>(a, shared);
-  if (threadIdx.x < kTileProducers) {
-    GiveRegisters<56>();
-    Produce<Shape>(a, memory);
-  } else {
-    TakeRegisters<224>();
-    Consume<Shape>(a, memory,
-                   [&](const TilePart& p, const TileItem& item, int steps, int group,
-                       TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-                     MultiplyItem<Shape>(memory, p, item, steps, group, slot, d);
-                   });
-  }
+  RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
-}
-
-template <bool kGated>
-void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
-  using Shape = TileShape<fp8, kGated>;
-  const auto kernel = TileFp8Kernel<kGated>;
-  static const bool once = [&] {
-    HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                    Shape::kSharedBytes));
-    return true;
-  }();
-  (void)once;
-  LaunchTileKernel<Shape>(kernel, args, DType::kF8E4M3, max_tiles, context);
 }
 
 }  // namespace
 
 void LaunchTileFp8(TileArgs& args, bool gated, int max_tiles, CudaContext& context) {
-  gated ? LaunchTile<true>(args, max_tiles, context) : LaunchTile<false>(args, max_tiles, context);
+  gated ? LaunchTiles<TileShape<fp8, true>>(TileFp8Kernel<true>, args, max_tiles, context)
+        : LaunchTiles<TileShape<fp8, false>>(TileFp8Kernel<false>, args, max_tiles, context);
 }
 
 }  // namespace hadal::cuda

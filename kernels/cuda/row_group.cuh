@@ -87,22 +87,22 @@ __device__ T GroupReduce(T value, Op op, ReduceSpace& space) {
     if (threadIdx.x == 0) *reinterpret_cast<T*>(space.cta) = value;
   }
   Group::Sync();
-  T result = *reinterpret_cast<const T*>(Group::At(space.cta, 0));
-#pragma unroll 1
-  for (int r = 1; r < kCtas; ++r) {
-    result = op(result, *reinterpret_cast<const T*>(Group::At(space.cta, r)));
-  }
+  // Each lane asks one peer, so that all answers are on their way at once.
+  T result = *reinterpret_cast<const T*>(Group::At(space.cta, static_cast<int>(threadIdx.x) % kCtas));
+#pragma unroll
+  for (int mask = kCtas / 2; mask > 0; mask /= 2) result = op(result, ShuffleXor(result, mask));
   return result;
 }
 
 // Calls f.operator()<CTAs per row>(): as many as `ctas_per_sm` on every multiprocessor allow, so
-// that a few rows use the whole device too.
+// that a few rows use the whole device too. Four or more at most fill half of it: when they should
+// fill nearly all, some clusters wait until others have ended.
 template <typename F>
 void WithRowCtas(int rows, int ctas_per_sm, const CudaContext& context, F f) {
   const int64_t slots = int64_t{context.sm_count} * ctas_per_sm;
   if (context.arch < 90 || rows * 2 > slots) return f.template operator()<1>();
-  if (rows * 4 > slots) return f.template operator()<2>();
-  if (rows * 8 > slots) return f.template operator()<4>();
+  if (rows * 8 > slots) return f.template operator()<2>();
+  if (rows * 16 > slots) return f.template operator()<4>();
   f.template operator()<8>();
 }
 

@@ -1,96 +1,40 @@
 #pragma once
 
 #include "kernels/cuda/row_bins.cuh"
+#include "kernels/cuda/row_place.cuh"
 #include "kernels/cuda/row_scan.cuh"
-
-// Sampling without sorting a vocabulary. Tokens stand in the order of their logits, best first,
-// equals by id. What a filter keeps is a prefix of that order, and a draw is the token at which a
-// running sum passes a number; both are found by histograms of ever narrower ranges of the order.
-// Weights are exp((logit - max) / temperature) as integers of 44 fractional bits, so that sums are
-// exact: the same bits on every rank and for every number of CTAs.
+#include "kernels/cuda/row_sort.cuh"
 
 namespace hadal::cuda {
 
-inline constexpr int kIdBits = 18;
-inline constexpr int64_t kMaxVocab = int64_t{1} << kIdBits;
-inline constexpr float kWeightOne = 0x1p44f;  // kMaxVocab of them fit in 64 bits
-// Bins of the first histogram per e-fold of weight: beyond RowBins::kLast weights round to 0.
-inline constexpr float kBinsPerFold = 64.0f;
+// Places in order, as many as a CTA sorts.
+inline constexpr int kListed = RowBins::kBins;
 
-// Increases with x; -0 equals +0.
-__device__ inline uint32_t OrderedBits(float x) {
-  const uint32_t bits = __float_as_uint(x + 0.0f);
-  return bits & 0x80000000u ? ~bits : bits | 0x80000000u;
-}
-
-// A token's place: ascends from best to worst.
-__device__ inline uint64_t PlaceOf(float logit, int id) {
-  return uint64_t{~OrderedBits(logit)} << kIdBits | static_cast<uint32_t>(id);
-}
-__device__ inline int IdOf(uint64_t place) { return static_cast<int>(place & (kMaxVocab - 1)); }
-
-// The tokens of a row that filters have left.
-struct KeptTokens {
-  const float* logits;
-  int n;                          // ids below it
-  float max;                      // of all logits
-  float factor;                   // 1 / temperature
-  float cut_logit = -INFINITY;    // of the last token in order
-  int cut_id = INT32_MAX;
-
-  // How far below the max, in e-folds of weight. Rounded the same everywhere: the compiler leaves
-  // intrinsics as they are.
-  __device__ float Depth(float x) const { return __fmul_rn(__fsub_rn(max, x), factor); }
-  __device__ uint64_t Weight(float x, float min_weight) const {
-    const float depth = Depth(x);
-    if (depth > 32.0f) return 0;
-    const float weight = __expf(-depth);
-    return weight < min_weight ? 0 : __float2ull_rn(__fmul_rn(weight, kWeightOne));
-  }
-  __device__ bool Has(float x, int id) const {
-    return x > cut_logit || (x == cut_logit && id <= cut_id);
-  }
-  __device__ void CutAfter(uint64_t place) {
-    cut_id = IdOf(place);
-    cut_logit = logits[cut_id];
-  }
-};
-
-// What FindPlace() looks for: the token at which the running measure exceeds a target.
-struct Goal {
-  bool count = false;     // every token measures 1; otherwise its weight
-  uint64_t target = 0;    // of a count
-  double fraction = 0;    // of the sum of weights
-  bool reach = false;     // stop at the fraction itself, not beyond
-  float min_weight = 0;   // lighter tokens measure 0
-
-  __device__ uint64_t Measure(const KeptTokens& tokens, float x) const {
-    return count ? 1 : tokens.Weight(x, min_weight);
-  }
-  __device__ uint64_t Target(uint64_t total) const {
-    if (count) return target;
-    const double at = fraction * static_cast<double>(total);
-    const uint64_t goal = reach ? max(__double2ull_ru(at), 1ull) - 1 : __double2ull_rd(at);
-    return min(goal, total > 0 ? total - 1 : 0);
-  }
-};
-
+// REQUIRES: `listed` is 0 before the first search.
 struct SearchSpace {
   ReduceSpace reduce;
-  RowBins bins;
+  SlotSpace slots;
+  RowBins depths;  // by depth, in steps of 1 / kBinsPerFold
+  union {          // of one bin of depths
+    RowBins parts;
+    uint64_t list[kListed];
+  };
+  int listed;
+  struct Found {
+    uint64_t place;
+    uint64_t left;  // of the target, within the token's measure
+    bool crowded;   // too many places for a list
+  } found;
 };
+using Found = SearchSpace::Found;
 
 // The functions below are called by all threads of the row together; all get the same result.
 
-// The token that `goal` describes.
+// The measure of the row's tokens by depth.
 template <int kCtas>
-__device__ __noinline__ uint64_t FindPlace(const KeptTokens tokens, const Goal goal,
+__device__ __noinline__ void MeasureDepths(const KeptTokens tokens, const Goal goal,
                                            SearchSpace& space) {
-  struct Range {
-    uint64_t first;
-    uint64_t last;
-  };
-  RowBins& bins = space.bins;
+  RowBins& bins = space.depths;
   bins.Clear();
   ForShare<kCtas>(tokens.logits, tokens.n, [&](float x, int id) {
     const float at = tokens.Depth(x) * kBinsPerFold;
@@ -99,15 +43,69 @@ __device__ __noinline__ uint64_t FindPlace(const KeptTokens tokens, const Goal g
     const uint64_t measure = goal.Measure(tokens, x);
     if (measure != 0) bins.Add(static_cast<int>(at), measure);
   });
-  auto [bin, target] = FindBin<kCtas>(bins, [&](uint64_t total) { return goal.Target(total); });
+  bins.Total<kCtas>();
+}
+
+// Calls f(logit, id) for the CTA's share of one bin of depths.
+template <int kCtas, typename F>
+__device__ void ForBin(const KeptTokens& tokens, int bin, F f) {
   const float from = static_cast<float>(bin);
   const float to = bin == RowBins::kLast ? INFINITY : from + 1;
+  ForShare<kCtas>(tokens.logits, tokens.n, [&](float x, int id) {
+    const float at = tokens.Depth(x) * kBinsPerFold;
+    if (!(at >= from) || (at >= to && to < INFINITY) || !tokens.Has(x, id)) return;
+    f(x, id);
+  });
+}
 
+// By CTA 0: the places of all CTAs' lists in order, and the one that exceeds `target`.
+template <int kCtas>
+__device__ Found FindListed(const KeptTokens& tokens, const Goal& goal, uint64_t target,
+                            SearchSpace& space) {
+  using Group = RowGroup<kCtas>;
+  constexpr int kWarpsPerPeer = kRowWarps / kCtas;
+  const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  const int listed = *Group::At(&space.listed, lane % kCtas);
+  int end = listed;  // of the places of peer lane % kCtas
+#pragma unroll
+  for (int step = 1; step < kCtas; step *= 2) {
+    const int other = __shfl_up_sync(~0u, end, step);
+    if (lane % kCtas >= step) end += other;
+  }
+  const int count = __shfl_sync(~0u, end, kCtas - 1);
+  if (count > kListed) return {.crowded = true};
+  const int peer = warp % kCtas;
+  const int from_peer = __shfl_sync(~0u, listed, peer);
+  const int first = __shfl_sync(~0u, end, peer) - from_peer;
+  const uint64_t* list = Group::At(space.list, peer);
+  for (int i = warp / kCtas * 32 + lane; peer > 0 && i < from_peer; i += kWarpsPerPeer * 32) {
+    space.list[first + i] = list[i];
+  }
+  __syncthreads();
+  SortList(space.list, count);
+  uint64_t measures[kSlotsPerThread];
+#pragma unroll
+  for (int i = 0; i < kSlotsPerThread; ++i) {
+    const int at = static_cast<int>(threadIdx.x) * kSlotsPerThread + i;
+    measures[i] = at < count ? goal.Measure(tokens, LogitOf(space.list[at])) : 0;
+  }
+  const Slot slot = FindSlot(measures, [target](uint64_t) { return target; }, space.slots);
+  return {.place = space.list[min(slot.index, count - 1)], .left = slot.left};
+}
+
+// The same without room for a list: by histograms of ever narrower ranges of places.
+template <int kCtas>
+__device__ __noinline__ Found FindCrowded(const KeptTokens tokens, const Goal goal, const Slot bin,
+                                          SearchSpace& space) {
+  struct Range {
+    uint64_t first;
+    uint64_t last;
+  };
+  RowBins& bins = space.parts;
+  uint64_t target = bin.left;
   Range range{0, ~uint64_t{0}};
   const auto for_range = [&](auto f) {
-    ForShare<kCtas>(tokens.logits, tokens.n, [&](float x, int id) {
-      const float at = tokens.Depth(x) * kBinsPerFold;
-      if (!(at >= from) || (at >= to && to < INFINITY) || !tokens.Has(x, id)) return;
+    ForBin<kCtas>(tokens, bin.index, [&](float x, int id) {
       const uint64_t place = PlaceOf(x, id);
       if (place >= range.first && place <= range.last) f(x, place);
     });
@@ -120,18 +118,68 @@ __device__ __noinline__ uint64_t FindPlace(const KeptTokens tokens, const Goal g
     range = GroupReduce<kCtas>(
         seen, [](Range a, Range b) { return Range{min(a.first, b.first), max(a.last, b.last)}; },
         space.reduce);
-    if (range.first >= range.last) return range.first;
+    if (range.first >= range.last) return {.place = range.first, .left = target};
     const int shift = max(64 - __clzll(range.last - range.first) - 11, 0);
     bins.Clear();
     for_range([&](float x, uint64_t place) {
       const uint64_t measure = goal.Measure(tokens, x);
       if (measure != 0) bins.Add(static_cast<int>((place - range.first) >> shift), measure);
     });
-    const RowBins::Place found = FindBin<kCtas>(bins, [target](uint64_t) { return target; });
-    target = found.target;
-    range.first += static_cast<uint64_t>(found.bin) << shift;
+    bins.Total<kCtas>();
+    const Slot found = bins.Find([target](uint64_t) { return target; }, space.slots);
+    target = found.left;
+    range.first += static_cast<uint64_t>(found.index) << shift;
     range.last = min(range.last, range.first + (uint64_t{1} << shift) - 1);
   }
+}
+
+// The token of a bin of depths that exceeds what is left of the target there.
+template <int kCtas>
+__device__ __noinline__ Found FindInBin(const KeptTokens tokens, const Goal goal, const Slot bin,
+                                        SearchSpace& space) {
+  using Group = RowGroup<kCtas>;
+  ForBin<kCtas>(tokens, bin.index, [&](float x, int id) {
+    const int at = atomicAdd(&space.listed, 1);
+    if (at < kListed) space.list[at] = PlaceOf(x, id);
+  });
+  Group::Sync();
+  if (Group::rank() == 0) {
+    const Found found = FindListed<kCtas>(tokens, goal, bin.left, space);
+    if (threadIdx.x == 0) space.found = found;
+  }
+  Group::Sync();
+  const Found found = *Group::At(&space.found, 0);
+  if (threadIdx.x == 0) space.listed = 0;
+  __syncthreads();
+  return found.crowded ? FindCrowded<kCtas>(tokens, goal, bin, space) : found;
+}
+
+// The token that `goal` describes.
+template <int kCtas>
+__device__ uint64_t FindPlace(const KeptTokens& tokens, const Goal& goal, SearchSpace& space) {
+  MeasureDepths<kCtas>(tokens, goal, space);
+  const Slot bin =
+      space.depths.Find([&](uint64_t total) { return goal.Target(total); }, space.slots);
+  return FindInBin<kCtas>(tokens, goal, bin, space).place;
+}
+
+// The token that passes `fraction` of the weights left when the last of those that first reach
+// `top_p` is the last to be kept. Two searches of one histogram.
+template <int kCtas>
+__device__ uint64_t FindWithinTopP(KeptTokens tokens, float top_p, double fraction,
+                                   SearchSpace& space) {
+  const Goal enough{.fraction = top_p, .reach = true};
+  MeasureDepths<kCtas>(tokens, enough, space);
+  uint64_t target = 0;
+  const Slot last_bin = space.depths.Find(
+      [&](uint64_t total) { return target = enough.Target(total); }, space.slots);
+  const Found last = FindInBin<kCtas>(tokens, enough, last_bin, space);
+  tokens.CutAfter(last.place);
+  const uint64_t kept = target - last.left + tokens.Weight(tokens.cut_logit, 0);
+  const Goal draw{.fraction = fraction};
+  const Slot bin =
+      space.depths.Find([&](uint64_t) { return draw.Target(kept); }, space.slots);
+  return FindInBin<kCtas>(tokens, draw, bin, space).place;
 }
 
 // The id at which the running sum of weights, in the order of ids, exceeds `fraction` of all.
@@ -139,26 +187,36 @@ __device__ __noinline__ uint64_t FindPlace(const KeptTokens tokens, const Goal g
 template <int kCtas>
 __device__ int DrawInOrder(const KeptTokens& tokens, double fraction, SearchSpace& space) {
   constexpr int kTile = kRowThreads;
+  constexpr int kDepth = 4;  // loads on their way at a time
   using Group = RowGroup<kCtas>;
-  RowBins& bins = space.bins;
+  RowBins& bins = space.depths;
   bins.Clear();
   const int own = threadIdx.x;
-  for (int tile = Group::rank(); tile * kTile < tokens.n; tile += kCtas) {
-    const int id = tile * kTile + own;
-    uint64_t sum = id < tokens.n ? tokens.Weight(tokens.logits[id], 0) : 0;
+  const auto weight = [&](int id, float x) { return id < tokens.n ? tokens.Weight(x, 0) : 0; };
+  for (int first = Group::rank(); first * kTile < tokens.n; first += kDepth * kCtas) {
+    float x[kDepth];
 #pragma unroll
-    for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
-    if (own % 32 == 0) bins.Add(tile, sum);
+    for (int j = 0; j < kDepth; ++j) {
+      x[j] = tokens.logits[min((first + j * kCtas) * kTile + own, tokens.n - 1)];
+    }
+#pragma unroll
+    for (int j = 0; j < kDepth; ++j) {
+      const int tile = first + j * kCtas;
+      uint64_t sum = weight(tile * kTile + own, x[j]);
+#pragma unroll
+      for (int mask = 16; mask > 0; mask /= 2) sum += __shfl_xor_sync(~0u, sum, mask);
+      if (own % 32 == 0 && sum != 0) bins.Add(tile, sum);
+    }
   }
+  bins.Total<kCtas>();
   const Goal goal{.fraction = fraction};
-  const auto [tile, left] =
-      FindBin<kCtas>(bins, [&](uint64_t total) { return goal.Target(total); });
-  bins.Clear();
-  const int id = tile * kTile + own;
-  if (tile % kCtas == Group::rank() && id < tokens.n) {
-    bins.Add(own, tokens.Weight(tokens.logits[id], 0));
-  }
-  return tile * kTile + FindBin<kCtas>(bins, [target = left](uint64_t) { return target; }).bin;
+  const Slot tile = bins.Find([&](uint64_t total) { return goal.Target(total); }, space.slots);
+  const int id = tile.index * kTile + own;
+  const uint64_t weights[kSlotsPerThread] = {
+      weight(id, tokens.logits[min(id, tokens.n - 1)])};
+  const uint64_t left = tile.left;
+  const Slot slot = FindSlot(weights, [left](uint64_t) { return left; }, space.slots);
+  return tile.index * kTile + slot.index / kSlotsPerThread;
 }
 
 }  // namespace hadal::cuda

@@ -28,6 +28,9 @@ __device__ int Draw(KeptTokens tokens, const SamplingParams& s, double uniform,
     const Goal last{.count = true, .target = static_cast<uint64_t>(s.top_k) - 1};
     tokens.CutAfter(FindPlace<kCtas>(tokens, last, space));
   }
+  if (s.top_p < 1 && s.min_p == 0) {
+    return IdOf(FindWithinTopP<kCtas>(tokens, s.top_p, uniform, space));
+  }
   if (s.top_p < 1) {
     const Goal enough{.fraction = s.top_p, .reach = true};
     tokens.CutAfter(FindPlace<kCtas>(tokens, enough, space));
@@ -67,6 +70,7 @@ __global__ void HADAL_ROW_CTAS(kCtas) __launch_bounds__(kRowThreads, kCtasPerSm)
   const int r = Group::row();
   cudaGridDependencySynchronize();
   if (p.positions[r] < 0) return;
+  if (threadIdx.x == 0) shared.search.listed = 0;
   const SamplingParams s = p.sampling[r];
   const float* logits = p.logits + r * p.vocab;
   const int n = static_cast<int>(p.vocab_limit);

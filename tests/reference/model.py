@@ -2,6 +2,7 @@
 
 EXACT computes in float64 and rounds nothing, SINGLE in float32. BF16 computes in float32 and rounds
 where a correct bf16 engine does: the output of every op, but not router, softmax and logits.
+FP8_INPUTS also rounds what the FP8 products of a GPU read.
 """
 
 import dataclasses
@@ -16,11 +17,28 @@ from reference import number_formats
 class Precision:
     dtype: type
     round: Callable
+    fp8_inputs: bool = False
 
 
 EXACT = Precision(np.float64, lambda x: x)
 SINGLE = Precision(np.float32, lambda x: x)
 BF16 = Precision(np.float32, number_formats.round_bf16)
+FP8_INPUTS = Precision(np.float32, number_formats.round_bf16, fp8_inputs=True)
+
+
+# Which FP8 matrices, stacked in one product, an engine on a GPU multiplies in FP8 when there are many
+# rows: [outputs] of each matrix, and their inputs. All others are widened, their inputs not rounded.
+def dense_in_fp8(outputs, inputs):
+    return (inputs % 16 == 0 and sum(outputs) % 4 == 0 and
+            all(n % 128 == 0 for n in outputs[:-1]))  # scale blocks of the stack are whole
+
+
+def experts_in_fp8(outputs, inputs):
+    return all(n % 128 == 0 for n in (*outputs, inputs))
+
+
+def never_in_fp8(outputs, inputs):
+    return False
 
 
 class Weights:
@@ -37,9 +55,12 @@ class Weights:
             self._ready[name] = self._load(name)
         return self._ready[name]
 
+    def is_fp8(self, name):
+        return self._tensors[name].dtype == "F8_E4M3"
+
     def _load(self, name):
         tensor = self._tensors[name]
-        if tensor.dtype != "F8_E4M3":
+        if not self.is_fp8(name):
             return tensor.values().astype(self._dtype)
         scale = self._tensors[name + "_scale_inv"].values()
         return number_formats.dequantise_fp8(tensor.data, scale, self._block).astype(self._dtype)
@@ -96,8 +117,17 @@ class Model:
         logits -= logits.max(axis=-1, keepdims=True)
         return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
-    def _linear(self, x, name):
-        return self.precision.round(x @ self.weights(name + ".weight").T)
+    def _linear(self, x, name, in_fp8=dense_in_fp8):
+        return self._linears(x, [name], in_fp8)[0]
+
+    def _linears(self, x, names, in_fp8=dense_in_fp8):
+        """x times each of the matrices, which an engine stacks."""
+        names = [name + ".weight" for name in names]
+        weights = [self.weights(name) for name in names]
+        if self.precision.fp8_inputs and all(self.weights.is_fp8(name) for name in names):
+            if in_fp8([len(w) for w in weights], x.shape[-1]):
+                x = number_formats.round_activations_fp8(x)
+        return [self.precision.round(x @ w.T) for w in weights]
 
     def _norm(self, x, name, eps):
         scale = 1 / np.sqrt(np.mean(x * x, axis=-1, keepdims=True) + self.precision.dtype(eps))
@@ -116,15 +146,13 @@ class Model:
         config = self.config
         prefix = f"model.layers.{layer}.self_attn."
         tokens = len(x)
+        first = "q_a_proj" if config.q_rank else "q_proj"
+        q, latent = self._linears(x, [prefix + first, prefix + "kv_a_proj_with_mqa"])
         if config.q_rank:
-            q = self._norm(self._linear(x, prefix + "q_a_proj"), prefix + "q_a_layernorm",
-                           config.latent_eps)
+            q = self._norm(q, prefix + "q_a_layernorm", config.latent_eps)
             q = self._linear(q, prefix + "q_b_proj")
-        else:
-            q = self._linear(x, prefix + "q_proj")
         q = q.reshape(tokens, config.heads, config.nope + config.rope)
         q_nope, q_rope = q[..., :config.nope], self._rotate(q[..., config.nope:], turns)
-        latent = self._linear(x, prefix + "kv_a_proj_with_mqa")
         k_rope = self._rotate(latent[:, None, config.kv_rank:], turns)
         latent = self._norm(latent[:, :config.kv_rank], prefix + "kv_a_layernorm",
                             config.latent_eps)
@@ -137,7 +165,7 @@ class Model:
     def _attend(self, layer, q_nope, q_rope, latent, k_rope, sequences, spans):
         """Keys and values of every head made and cached."""
         config = self.config
-        kv = self._linear(latent, f"model.layers.{layer}.self_attn.kv_b_proj")
+        kv = self._linear(latent, f"model.layers.{layer}.self_attn.kv_b_proj", never_in_fp8)
         kv = kv.reshape(len(latent), config.heads, config.nope + config.v)
         k_rope = np.broadcast_to(k_rope, (len(latent), config.heads, config.rope))
         q = np.concatenate([q_nope, q_rope], axis=-1)
@@ -178,11 +206,10 @@ class Model:
         probs = np.exp(scores - scores.max(axis=-1, keepdims=True))
         return self.precision.round(probs / probs.sum(axis=-1, keepdims=True))
 
-    def _mlp(self, x, prefix):
-        gate = self._linear(x, prefix + "gate_proj")
-        up = self._linear(x, prefix + "up_proj")
+    def _mlp(self, x, prefix, in_fp8=dense_in_fp8):
+        gate, up = self._linears(x, [prefix + "gate_proj", prefix + "up_proj"], in_fp8)
         return self._linear(self.precision.round(gate / (1 + np.exp(-gate)) * up),
-                            prefix + "down_proj")
+                            prefix + "down_proj", in_fp8)
 
     def _feed_forward(self, layer, x):
         prefix = f"model.layers.{layer}.mlp."
@@ -194,10 +221,10 @@ class Model:
         out = np.zeros_like(x)
         for expert in np.unique(ids):
             rows, slots = np.nonzero(ids == expert)
-            result = self._mlp(x[rows], f"{prefix}experts.{expert}.")
+            result = self._mlp(x[rows], f"{prefix}experts.{expert}.", experts_in_fp8)
             out[rows] += result * weights[rows, slots, None]
         if self.config.shared_experts:
-            out += self._mlp(x, prefix + "shared_experts.")
+            out += self._mlp(x, prefix + "shared_experts.", experts_in_fp8)
         return self.precision.round(out)
 
     def _router_bias(self, prefix):

@@ -82,6 +82,22 @@ def quantise_fp8(x, block=128, power_of_two=False, stretches=(1.0,)):
     return np.ascontiguousarray(bits.reshape(padded.shape)[:rows, :cols]), scale
 
 
+def round_activations_fp8(x, group=128, least=1e-4):
+    """float32 `x` as FP8 products on a GPU read it: e4m3 * scale, one scale per row and `group`
+    columns, which takes the largest element, or `least`, to 448. The same float32 steps as the
+    kernel (kernels/cuda/quantise.cu): codes from x * (448 / largest), scale largest / 448.
+    """
+    x = np.ascontiguousarray(x, dtype=np.float32)
+    columns = x.shape[-1]
+    padded = np.zeros((*x.shape[:-1], -(-columns // group) * group), np.float32)
+    padded[..., :columns] = x
+    groups = padded.reshape(*x.shape[:-1], -1, group)
+    largest = np.maximum(np.abs(groups).max(axis=-1, keepdims=True), np.float32(least))
+    codes = fp8_bits(groups * (np.float32(FP8_MAX) / largest))
+    rounded = fp8_values(codes) * (largest / np.float32(FP8_MAX))
+    return rounded.reshape(padded.shape)[..., :columns]
+
+
 def dequantise_fp8(bits, scale, block=128):
     """The exact products e4m3 * scale, in float64."""
     rows, cols = bits.shape

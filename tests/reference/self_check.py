@@ -8,7 +8,8 @@ import unittest
 import numpy as np
 
 from reference import make_cases, number_formats, random_checkpoint
-from reference.model import BF16, EXACT, SINGLE, Model, route
+from reference.model import (BF16, EXACT, FP8_INPUTS, SINGLE, Model, dense_in_fp8, experts_in_fp8,
+                             route)
 from reference.model_config import ModelConfig
 from reference.shapes import SHAPES
 
@@ -94,6 +95,56 @@ class NumberFormatTest(unittest.TestCase):
             np.testing.assert_allclose(back[299:, 129:], element, rtol=1e-7)
             if power_of_two:
                 np.testing.assert_array_equal(np.frexp(scale)[0], 0.5)
+
+
+    def test_fp8_activations(self):
+        x = np.zeros((3, 130), np.float32)
+        # Scale 1: ties to even among multiples of 2, 32 and 2^-9.
+        x[0, :6] = [-448, 17, 19, -432, 2.0**-10, 3 * 2.0**-10]
+        x[0, 128:] = [896, 34]    # the next block of columns: scale 2
+        x[1, :2] = [0.875, 2**-5]  # scale 2^-9
+        x[2, :2] = [5e-5, -1e-6]   # below the least scale: codes of 224 and -4.48
+        rounded = number_formats.round_activations_fp8(x)
+        expected = np.zeros_like(x)
+        expected[0, :6] = [-448, 16, 20, -448, 0, 2.0**-8]
+        expected[0, 128:] = [896, 32]
+        expected[1, :2] = [0.875, 2**-5]
+        expected[2, :2] = np.float32([224, -4.5]) * (np.float32(1e-4) / np.float32(448))
+        np.testing.assert_array_equal(rounded, expected)
+
+    def test_fp8_activations_are_near(self):
+        x = np.random.default_rng(_SEED).normal(size=(50, 200)).astype(np.float32)
+        rounded = number_formats.round_activations_fp8(x)
+        for columns in (slice(0, 128), slice(128, 200)):
+            largest = np.abs(x[:, columns]).max(axis=1, keepdims=True)
+            error = np.abs(rounded[:, columns] - x[:, columns])
+            limit = np.maximum(np.abs(x[:, columns]) / 16, largest / 448 * 2.0**-10) * 1.001
+            self.assertTrue(np.all(error <= limit))
+            np.testing.assert_allclose(np.abs(rounded[:, columns]).max(axis=1), largest[:, 0],
+                                       rtol=1e-6)
+
+
+class Fp8ProductTest(unittest.TestCase):
+    def test_which_products_round_their_inputs(self):
+        self.assertTrue(dense_in_fp8([1536, 576], 7168))
+        self.assertTrue(dense_in_fp8([200], 240))
+        self.assertFalse(dense_in_fp8([480, 152], 256))  # kv_a starts inside a scale block
+        self.assertFalse(dense_in_fp8([200], 200))
+        self.assertTrue(experts_in_fp8([2048, 2048], 7168))
+        self.assertFalse(experts_in_fp8([2048, 2048], 7160))
+        self.assertFalse(experts_in_fp8([192, 192], 7168))
+
+    def test_rounded_inputs_are_the_larger_error(self):
+        config, tensors, prompts = _case("v3", "fp8")
+        exact = _logprobs(Model(config, tensors), prompts)
+        bf16, fp8 = (np.abs(_logprobs(Model(config, tensors, precision), prompts) - exact).mean()
+                     for precision in (BF16, FP8_INPUTS))
+        self.assertTrue(1.2 * bf16 < fp8 < 6 * bf16, f"{bf16} {fp8}")
+
+    def test_other_checkpoints_are_not_touched(self):
+        config, tensors, prompts = _case("v3", "bf16", 60)
+        np.testing.assert_array_equal(_logprobs(Model(config, tensors, FP8_INPUTS), prompts),
+                                      _logprobs(Model(config, tensors, BF16), prompts))
 
 
 class RouterTest(unittest.TestCase):

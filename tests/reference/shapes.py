@@ -1,6 +1,7 @@
 """config.json of tiny models with the settings and odd dimensions of each released family.
 
 12 heads and experts in multiples of 4 load on 1, 2 and 4 ranks; no other dimension divides a tile.
+WIDE_SHAPES instead have what the fast kernels of GPUs are made for.
 """
 
 _COMMON = {
@@ -72,6 +73,16 @@ SHAPES = {
         "bos_token_id": 508, "eos_token_id": 509},
 }
 
+# Heads and latents as released, everything else in blocks of 128 that 2 ranks split at whole blocks.
+WIDE_SHAPES = {
+    "v3-wide": SHAPES["v3"] | {
+        "hidden_size": 256, "intermediate_size": 512, "moe_intermediate_size": 256,
+        "num_hidden_layers": 2, "first_k_dense_replace": 1, "num_nextn_predict_layers": 0,
+        "num_attention_heads": 4, "num_key_value_heads": 4, "q_lora_rank": 256,
+        "kv_lora_rank": 512, "qk_nope_head_dim": 128, "qk_rope_head_dim": 64, "v_head_dim": 128,
+        "n_routed_experts": 16, "num_experts_per_tok": 4, "n_group": 4, "topk_group": 2},
+}
+
 # Several 128 x 128 scale blocks a matrix, the last of each row and column cut short.
 _FP8_DIMENSIONS = {"hidden_size": 200, "intermediate_size": 330, "moe_intermediate_size": 150,
                    "kv_lora_rank": 136}
@@ -80,11 +91,12 @@ _TORCH_DTYPE = {"f32": "float32", "bf16": "bfloat16", "fp8": "bfloat16"}
 
 def hugging_face_config(shape, dtype):
     """(config.json, generation_config.json) of one case."""
-    config = SHAPES[shape] | {"torch_dtype": _TORCH_DTYPE[dtype]}
+    config = (SHAPES | WIDE_SHAPES)[shape] | {"torch_dtype": _TORCH_DTYPE[dtype]}
     if dtype == "fp8":
-        config |= _FP8_DIMENSIONS
-        if config["q_lora_rank"]:
-            config["q_lora_rank"] = 140
+        if shape in SHAPES:
+            config |= _FP8_DIMENSIONS
+            if config["q_lora_rank"]:
+                config["q_lora_rank"] = 140
         config["quantization_config"] = {
             "activation_scheme": "dynamic", "fmt": "e4m3", "quant_method": "fp8",
             "weight_block_size": [128, 128]}

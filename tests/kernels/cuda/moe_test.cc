@@ -6,7 +6,9 @@
 #include <numeric>
 #include <optional>
 
-#include "tests/kernels/cuda/device_case.h"
+#include "tests/kernels/cpu/random_weight.h"
+#include "tests/kernels/cuda/compare.h"
+#include "tests/kernels/cuda/device_weight.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -48,10 +50,10 @@ struct MoeCase {
       : s(shape),
         w13(rng, s.local_experts, 2 * s.width, s.dim, s.weight, {s.scale_rows, 0}),
         w2(rng, s.local_experts, s.dim, s.width, s.weight, {s.scale_rows, 0}) {
-    x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
-    x_device = std::make_unique<DeviceArray>(Encode(x, s.act));
+    x = RandomFloats(s.tokens * s.dim, rng, 1.0f);
+    x_device = std::make_unique<GuardedBuffer>(ToAct(x, s.act));
     ids = RandomIds(rng, s);
-    weights = Normal(rng, ids.size(), 0.5f);
+    weights = RandomFloats(s.tokens * s.top_k, rng, 0.5f);
     std::vector<int32_t> order(static_cast<size_t>(s.experts));
     std::iota(order.begin(), order.end(), 0);
     std::shuffle(order.begin(), order.end(), rng);
@@ -115,8 +117,8 @@ struct MoeCase {
   // Checks one path against `reference`; whether it was run.
   bool Check(MoePath path, const char* path_name, const std::vector<double>& reference) {
     DeviceFixture fixture(s.act, ScratchBytes());
-    const DeviceArray ids_device(ids), weights_device(weights), local_device(local);
-    DeviceArray out(x.size() * static_cast<size_t>(DTypeSize(s.act)));
+    const GuardedBuffer ids_device(ids), weights_device(weights), local_device(local);
+    const GuardedBuffer out(s.tokens * s.dim * DTypeSize(s.act));
     MoeParams p{.x = x_device->as<void>(),
                 .ids = ids_device.as<int32_t>(),
                 .weights = weights_device.as<float>(),
@@ -135,12 +137,10 @@ struct MoeCase {
     std::vector<float> first;
     bool same = true;
     for (int run = 0; run < 2; ++run) {  // twice: the order of sums is fixed
-      HADAL_CUDA(
-          cudaMemset(out.as<void>(), 0xff, x.size() * static_cast<size_t>(DTypeSize(s.act))));
-      HADAL_CUDA(cudaDeviceSynchronize());
+      out.Poison();
       cuda::RunMoe(p, path, fixture.context);
-      fixture.Finish();
-      const std::vector<float> got = Decode(out, s.act);
+      CHECK(fixture.Finished());
+      const std::vector<float> got = DownloadFloats(out, s.act);
       if (run == 1) same = std::memcmp(first.data(), got.data(), got.size() * sizeof(float)) == 0;
       first = got;
     }
@@ -153,7 +153,6 @@ struct MoeCase {
     CHECK(error < limit);
     CHECK(same);
     CHECK(out.GuardIntact());
-    CHECK(fixture.ScratchGuardIntact());
     return true;
   }
 
@@ -171,7 +170,7 @@ struct MoeCase {
   std::optional<RandomDeviceWeight> shared13, shared2;
   std::vector<float> x, weights;
   std::vector<int32_t> ids, local;
-  std::unique_ptr<DeviceArray> x_device;
+  std::unique_ptr<GuardedBuffer> x_device;
 };
 
 void CheckAllPaths(std::mt19937_64& rng, const MoeShape& shape) {
@@ -189,7 +188,7 @@ constexpr DType kF8 = DType::kF8E4M3;
 constexpr DType kF32 = DType::kF32;
 
 void CheckShapes(std::initializer_list<MoeShape> shapes) {
-  if (!HasDevice()) return;
+  if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const MoeShape& shape : shapes) CheckAllPaths(rng, shape);
 }
@@ -249,13 +248,13 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
 void CheckAddRows(std::mt19937_64& rng, DType act, int64_t dim, bool accumulate) {
   constexpr int kTokens = 37, kWidth = 3, kRows = 50;
   DeviceFixture fixture(act, 1024);
-  std::vector<float> rows = Normal(rng, static_cast<size_t>(kRows * dim), 1.0f);
-  std::vector<float> out = Normal(rng, static_cast<size_t>(kTokens * dim), 1.0f);
+  std::vector<float> rows = RandomFloats(kRows * dim, rng, 1.0f);
+  std::vector<float> out = RandomFloats(kTokens * dim, rng, 1.0f);
   std::vector<int32_t> row_of(kTokens * kWidth);
   for (int32_t& r : row_of) r = static_cast<int32_t>(rng() % (kRows + 10)) - 10;
   for (int32_t& r : row_of) r = std::max(r, -1);
-  const DeviceArray rows_device(Encode(rows, act)), row_of_device(row_of);
-  DeviceArray out_device(Encode(out, act));
+  const GuardedBuffer rows_device(ToAct(rows, act)), row_of_device(row_of);
+  const GuardedBuffer out_device(ToAct(out, act));
   std::vector<double> reference(out.size());
   if (accumulate) reference.assign(out.begin(), out.end());
   for (int t = 0; t < kTokens; ++t) {
@@ -274,8 +273,8 @@ void CheckAddRows(std::mt19937_64& rng, DType act, int64_t dim, bool accumulate)
                  .width = kWidth,
                  .dim = dim},
                 fixture.context);
-  fixture.Finish();
-  const double error = RelativeError(Decode(out_device, act), reference);
+  CHECK(fixture.Finished());
+  const double error = RelativeError(DownloadFloats(out_device, act), reference);
   std::printf("add rows dim %lld %s error %.2e\n", static_cast<long long>(dim),
               accumulate ? "added" : "stored", error);
   CHECK(error < (act == DType::kF32 ? 1e-6 : 4e-3));
@@ -283,7 +282,7 @@ void CheckAddRows(std::mt19937_64& rng, DType act, int64_t dim, bool accumulate)
 }
 
 TEST_CASE("cuda add rows: sums in FP32, skipped rows") {
-  if (!HasDevice()) return;
+  if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const DType act : {DType::kF32, DType::kBF16}) {
     for (const int64_t dim : {33, 256}) {

@@ -4,7 +4,8 @@
 #include <numeric>
 
 #include "kernels/cuda/ops.h"
-#include "tests/kernels/cuda/device_case.h"
+#include "tests/kernels/cpu/random_weight.h"
+#include "tests/kernels/cuda/device_fixture.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -105,10 +106,9 @@ Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<fl
                 const std::vector<float>& bias, const std::vector<int32_t>& positions) {
   DeviceFixture fixture(s.act,
                         cuda::MoeScratchBytes({.tokens = s.tokens, .experts = s.experts}, s.act));
-  const DeviceArray x_device(Encode(x, s.act)), gate_device(gate), bias_device(bias),
+  const GuardedBuffer x_device(ToAct(x, s.act)), gate_device(gate), bias_device(bias),
       positions_device(positions);
-  DeviceArray ids(static_cast<size_t>(s.tokens * s.top_k) * 4),
-      weights(static_cast<size_t>(s.tokens * s.top_k) * 4);
+  const GuardedBuffer ids(s.tokens * s.top_k * 4), weights(s.tokens * s.top_k * 4);
   cuda::Route({.x = x_device.as<void>(),
                .gate = gate_device.as<float>(),
                .bias = s.bias ? bias_device.as<float>() : nullptr,
@@ -126,18 +126,17 @@ Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<fl
                .ids = ids.as<int32_t>(),
                .weights = weights.as<float>()},
               fixture.context);
-  fixture.Finish();
+  CHECK(fixture.Finished());
   CHECK(ids.GuardIntact());
   CHECK(weights.GuardIntact());
-  CHECK(fixture.ScratchGuardIntact());
-  return {ids.Read<int32_t>(), weights.Read<float>()};
+  return {ids.Download<int32_t>(), weights.Download<float>()};
 }
 
 void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
-  std::vector<float> x = Normal(rng, static_cast<size_t>(s.tokens * s.dim), 1.0f);
-  const std::vector<float> gate = Normal(rng, static_cast<size_t>(s.experts * s.dim),
-                                         1.0f / std::sqrt(static_cast<float>(s.dim)));
-  const std::vector<float> bias = Normal(rng, static_cast<size_t>(s.experts), 0.1f);
+  std::vector<float> x = RandomFloats(s.tokens * s.dim, rng, 1.0f);
+  const std::vector<float> gate =
+      RandomFloats(s.experts * s.dim, rng, 1.0f / std::sqrt(static_cast<float>(s.dim)));
+  const std::vector<float> bias = RandomFloats(s.experts, rng, 0.1f);
   std::vector<int32_t> positions(static_cast<size_t>(s.tokens));
   for (int32_t& p : positions) p = rng() % 5 == 0 ? -1 : 3;
   const Routed got = RunRoute(s, x, gate, bias, positions);
@@ -180,7 +179,7 @@ constexpr auto kMax = GroupScore::kMax;
 constexpr auto kTwo = GroupScore::kTopTwoSum;
 
 TEST_CASE("cuda route: every score and group rule against float64") {
-  if (!HasDevice()) return;
+  if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   const RouteShape shapes[] = {
       {"16B", 1, 2048, 64, 6, 1, 1, kSoftmax, kMax, false, false, 1.0f, DType::kBF16},
@@ -199,7 +198,7 @@ TEST_CASE("cuda route: every score and group rule against float64") {
 }
 
 TEST_CASE("cuda route: ties go to the lower index") {
-  if (!HasDevice()) return;
+  if (!HaveCudaDevice()) return;
   RouteShape s{"ties", 2, 32, 48, 7, 6, 3, kSigmoid, kTwo, true, false, 1.0f, DType::kF32};
   std::vector<float> x(static_cast<size_t>(s.tokens * s.dim), 0.0f);  // all logits are 0
   const std::vector<float> gate(static_cast<size_t>(s.experts * s.dim), 1.0f);

@@ -47,6 +47,8 @@ std::vector<ReferencePrompt> ReadReferencePrompts(const std::string& path) {
     if (prompt.tokens.empty()) break;
     prompt.logprobs = Read<float>(**file, key + "logprobs", "F32");
     prompt.emulated_logprobs = Read<float>(**file, key + "emulated_logprobs", "F32");
+    prompt.emulated_fp8_inputs_logprobs =
+        Read<float>(**file, key + "emulated_fp8_inputs_logprobs", "F32");
     prompt.greedy = Read<int32_t>(**file, key + "greedy", "I32");
     prompt.greedy_gap = Read<float>(**file, key + "greedy_gap", "F32");
     if (prompt.logprobs.size() + 1 != prompt.tokens.size() || prompt.greedy.empty() ||
