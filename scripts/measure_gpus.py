@@ -3,8 +3,8 @@ r"""Checks and measures Hadal on several GPUs of one host, one rank on each, in 
 
   HADAL_BIN=DIR scripts/measure_gpus.py --gpus 2 --out results.jsonl [--demo models/demo]
 
-HADAL_BIN is a folder with hadal, hadal-server, hadal-worker, hadal-model-bench and hadal-comm-bench
-(default: build/release/bin). mpirun and, for the section correct, numpy must be there. Layouts are
+HADAL_BIN is a folder with hadal, hadal-server, hadal-worker, hadal-model-bench, hadal-comm-bench and
+hadal-exchange-bench (default: build/release/bin). mpirun and, for the section correct, numpy must be there. Layouts are
 T x D: T ranks share a sequence's heads, D groups have sequences of their own; experts are spread over
 all. With N cards they are 1x1, Nx1 and 1xN. NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
 
@@ -14,7 +14,8 @@ sections:
                FP8 with a mean error of 1.3 and a p99 of 1.5 times those of the reference's emulation.
                from_1x1 is the largest difference from one card. With --demo also 20 greedy answers:
                how many part from one card's, and where the two best tokens are furthest apart.
-  collectives  hadal-comm-bench: all-reduce, dispatch and combine beside NCCL alone
+  collectives  hadal-comm-bench: all-reduce, dispatch and combine beside NCCL alone; and
+               hadal-exchange-bench: all of a layer's routed experts with their exchange
   faults       32 streams; rank 1 is killed, or hangs: the job must end within its step timeout, the
                server stay up, and a new group bring all streams to their last token
   serve        the 16B configuration with random weights, bf16 and FP8: decode at several numbers of
@@ -40,6 +41,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import traceback
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 SECTIONS = ("correct", "collectives", "faults", "serve")
@@ -49,7 +51,7 @@ os.environ.update(NCCL_NVLS_ENABLE="0", OMPI_ALLOW_RUN_AS_ROOT="1", OMPI_ALLOW_R
 sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "tests/e2e")]
 
 from gpus import processes  # noqa: E402
-from gpus.report import Report, progress  # noqa: E402
+from gpus.report import Report, cell, progress  # noqa: E402
 
 processes.mark_environment()  # before deployment.py copies the environment
 
@@ -126,6 +128,7 @@ def run_section(run, name):
     except Exception as error:  # pylint: disable=broad-exception-caught
         values = {"ok": False, "error": f"{type(error).__name__}: {error}"}
         progress(f"section {name} failed: {values['error']}")
+        traceback.print_exc()
     left_behind = processes.kill_started()
     values["ok"] = values["ok"] and left_behind == 0
     run.report.print_section(name)
@@ -147,7 +150,7 @@ def main():
         run.end()
     failures = run.report.failures()
     for record in failures:
-        print("WRONG:", {key: value for key, value in record.items() if key != "ok"})
+        print("WRONG:", *(f"{key}={cell(value)}" for key, value in record.items() if key != "ok"))
     progress(f"all done, {len(failures)} results are wrong; see {run.out}")
     return 1 if failures else 0
 

@@ -74,14 +74,13 @@ class Cluster(Deployment):
         """The error's message has the end of them."""
 
     def rank_pids(self):
-        """Process ids of the ranks, rank 0 first, of this group's session."""
+        """Process ids of the ranks that serve this server, rank 0 first."""
         found = {}
         for directory in pathlib.Path("/proc").glob("[0-9]*"):
-            with contextlib.suppress(OSError, KeyError, IndexError):
-                stat = (directory / "stat").read_text()
-                name, fields = stat[stat.index("(") + 1:].rsplit(")", 1)
-                state, _, _, session = fields.split()[:4]
-                if name != "hadal-worker" or int(session) != self.workers.pid or state == "Z":
+            with contextlib.suppress(OSError, KeyError):
+                if (directory / "comm").read_text().strip() != "hadal-worker":
+                    continue
+                if self.worker_address.encode() not in (directory / "cmdline").read_bytes().split(b"\0"):
                     continue
                 environment = (directory / "environ").read_bytes().split(b"\0")
                 values = dict(entry.split(b"=", 1) for entry in environment if b"=" in entry)
@@ -101,6 +100,7 @@ class Cluster(Deployment):
         try:
             return finish(client, timeout=self.clock.limit(timeout))
         except (AssertionError, subprocess.TimeoutExpired) as error:
-            raise RuntimeError(f"{str(error)[-300:]}; ranks: {self.words(self.worker_log)}") from None
+            what = str(error) if isinstance(error, AssertionError) else "a client ran into its timeout"
+            raise RuntimeError(f"{what}; ranks: {self.words(self.worker_log)}") from None
         finally:
             client.kill()

@@ -19,10 +19,16 @@ def cell(value):
     return "" if value is None else str(value)
 
 
+def short(value, most=60):
+    """A cell of a table; the file has the whole text."""
+    text = cell(value)
+    return text if len(text) <= most else text[:most - 3] + "..."
+
+
 def table(rows):
     """Rows of equal keys as lines of aligned columns; numbers stand to the right."""
     keys = list(dict.fromkeys(key for row in rows for key in row))
-    lines = [keys] + [[cell(row.get(key)) for key in keys] for row in rows]
+    lines = [keys] + [[short(row.get(key)) for key in keys] for row in rows]
     widths = [max(len(line[i]) for line in lines) for i in range(len(keys))]
     left = [all(isinstance(row.get(key), (str, type(None))) for row in rows) for key in keys]
     return "\n".join("  " + "  ".join(text.ljust(w) if l else text.rjust(w)
