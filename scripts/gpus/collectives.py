@@ -46,12 +46,14 @@ def measure_collectives(run):
 
 def measure_exchange(run):
     """One layer of --config, and on cards one of the 671B model, which has FP8 weights."""
-    models = {run.config.stem: run.config}
+    models, few = {run.config.stem: run.config}, ("--tokens", "1", "64", "--iterations", "2")
     if run.backend == "cuda":
+        few = ()
         models["config_671B"] = run.root / LARGE
     for name, path in models.items():
         folder = model_folder(run, f"exchange-{name}", json.loads(path.read_text()))
-        for line in bench(run, "hadal-exchange-bench", "--backend", run.backend, "--model", str(folder)):
+        for line in bench(run, "hadal-exchange-bench", "--backend", run.backend, "--model", str(folder),
+                          *few):
             line["beside_experts_us"] = line["us"] - line["experts_us"]
             run.report.add("collectives", "a layer's experts and their exchange", model=name, **line)
 
