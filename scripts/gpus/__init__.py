@@ -1,0 +1,1 @@
+"""The sections of scripts/measure_gpus.py."""
