@@ -3,39 +3,14 @@
 #include <algorithm>
 #include <cstring>
 
+#include "kernels/cpu/gemm_tile.h"
+
 namespace hadal {
 namespace {
 
-constexpr int64_t kLine = 64;
 constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
-constexpr int64_t kBlocksTileBytes = 1024 * 1024;  // when several do
+constexpr int64_t kBlocksTilePanels = 16;   // when several do
 constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
-constexpr int64_t kSliceBytes = 24 * 1024;  // weights that stay in the first-level cache
-constexpr int64_t kAheadBytes = 8 * 1024;   // fetched before use where weights are read once
-static_assert(kSliceBytes / kLine / 8 % kStepUnit == 0);
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
-
-bool HalfActivations(const CpuPackedWeight& w, const GemmKernels& kernels) {
-  return w.dtype != DType::kF32 && kernels.bf16_activations;
-}
-
-int64_t StepBytes(const CpuPackedWeight& w, const GemmKernels& kernels) {
-  return w.dtype == DType::kF32 || HalfActivations(w, kernels) ? 4 : 8;
-}
-
-const GemmShape& ShapeFor(const CpuPackedWeight& w, const GemmKernels& kernels) {
-  return w.dtype == DType::kF32 ? kernels.f32_shape : kernels.bf16_shape;
-}
-
-// Rows [row, row + rows) and panels [panel, panel + panels) of a job.
-struct Tile {
-  int64_t row = 0;
-  int64_t rows = 0;
-  int64_t panel = 0;
-  int64_t panels = 0;
-};
 
 // How a job is cut into tiles. It may depend on anything, since no sum is split between tiles.
 struct Tiling {
@@ -47,183 +22,29 @@ struct Tiling {
   int64_t count() const { return row_tiles * panel_tiles; }
 };
 
-int GroupPanels(const GemmShape& shape, int64_t rows) {
-  const int64_t blocks = CeilDiv(rows, shape.max_rows);
-  return shape.max_panels[CeilDiv(rows, blocks)];
-}
-
 Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, int jobs) {
   const GemmShape& shape = ShapeFor(*job.w, kernels);
   Tiling t;
   t.row_tiles = CeilDiv(job.rows, HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows);
   t.rows = RoundUp(CeilDiv(job.rows, t.row_tiles), shape.row_unit);
   const int64_t group = GroupPanels(shape, t.rows);
-  // Enough tiles to keep all threads busy to the end, each worth its start. Row tiles that share
-  // panels take few at a time, so that they come from a cache.
+  // Enough tiles to keep all threads busy to the end, each worth its start.
   const bool blocks = job.rows > shape.max_rows;
   const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
-  const int64_t bytes = blocks ? kBlocksTileBytes : kTileBytes;
-  const int64_t by_bytes = bytes / std::max<int64_t>(job.w->panel_bytes, 1);
-  t.panels = std::min(t.row_tiles > 1 ? group : by_bytes, job.w->panels / wanted);
+  const int64_t most =
+      blocks ? kBlocksTilePanels : kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
+  t.panels = std::min(most, job.w->panels / wanted);
   t.panels = std::max(t.panels / group * group, group);
   t.panel_tiles = CeilDiv(job.w->panels, t.panels);
   return t;
 }
 
-Tile TileAt(const GemmJob& job, const Tiling& t, int64_t index) {
+GemmTile TileAt(const GemmJob& job, const Tiling& t, int64_t index) {
   // Neighbours share panels, which then come from a cache.
   const int64_t row = index % t.row_tiles * t.rows, panel = index / t.row_tiles * t.panels;
   return {row, std::min<int64_t>(t.rows, job.rows - row), panel,
           std::min(t.panels, job.w->panels - panel)};
 }
-
-// One slice of steps of a few panels, for all rows of a tile in blocks of nearly equal height, each
-// of which fetches its share of the lines ahead.
-void RunRowBlocks(const GemmBlock& slice, GemmFn fn, int64_t rows, const GemmShape& shape) {
-  const int64_t blocks = CeilDiv(rows, shape.max_rows);
-  const auto cut = [&](int64_t i) {
-    return std::min(RoundUp(rows * i / blocks, shape.row_unit), rows);
-  };
-  GemmBlock block = slice;
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int64_t line = slice.ahead_lines * i / blocks;
-    block.rows = static_cast<int>(cut(i + 1) - cut(i));
-    block.a = static_cast<const char*>(slice.a) + cut(i) * slice.a_stride;
-    block.c = slice.c + cut(i) * slice.c_stride;
-    block.ahead = slice.ahead + line * kLine;
-    block.ahead_lines = slice.ahead_lines * (i + 1) / blocks - line;
-    fn(block);
-  }
-}
-
-class TileRunner {
- public:
-  TileRunner(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch)
-      : job_(job), w_(*job.w), kernels_(kernels), shape_(ShapeFor(w_, kernels)),
-        scratch_(scratch) {}
-
-  void Run(const Tile& tile) {
-    ScratchArena::Scope scope(scratch_);
-    const int group = GroupPanels(shape_, tile.rows);
-    if (w_.dtype == DType::kF8E4M3 && tile.rows > kernels_.f8_rows) {
-      expanded_stride_ = std::max(w_.first_steps, w_.block_steps) * kPanel * 4;
-      expanded_ = scratch_.Allocate<char>(expanded_stride_ * group);
-    }
-    const int64_t end = tile.panel + tile.panels;
-    const int64_t whole = std::min(end, w_.n / kPanel);
-    int64_t panel = tile.panel;
-    for (int panels = group; panels >= 1; panels /= 2) {
-      for (; panel + panels <= whole; panel += panels) {
-        RunGroup(tile, panel, panels, job_.y + tile.row * job_.y_stride + panel * kPanel,
-                 job_.y_stride);
-      }
-    }
-    if (panel < end) RunRagged(tile, panel);
-  }
-
- private:
-  // The last panel has fewer than 16 outputs: they take a detour.
-  void RunRagged(const Tile& tile, int64_t panel) {
-    float* c = scratch_.Allocate<float>(tile.rows * kPanel);
-    RunGroup(tile, panel, 1, c, kPanel);
-    const int64_t valid = w_.n - panel * kPanel;
-    for (int64_t r = 0; r < tile.rows; ++r) {
-      std::memcpy(job_.y + (tile.row + r) * job_.y_stride + panel * kPanel, c + r * kPanel,
-                  static_cast<size_t>(valid) * sizeof(float));
-    }
-  }
-
-  void RunGroup(const Tile& tile, int64_t panel, int panels, float* c, int64_t c_stride) {
-    GemmBlock block;
-    block.a = job_.x.row(tile.row);
-    block.a_stride = job_.x.stride;
-    block.b = w_.panel(panel);
-    block.b_stride = w_.panel_bytes;
-    block.steps = w_.steps;
-    block.c = c;
-    block.c_stride = c_stride;
-    block.panels = panels;
-    block.ahead_stride = w_.panel_bytes;
-    const bool last = panel + panels >= tile.panel + tile.panels;
-    if (w_.dtype == DType::kF8E4M3) {
-      RunScaleBlocks(block, tile.rows, panel, last);
-    } else {
-      RunSlices(block, tile.rows, last);
-    }
-  }
-
-  // `last`: no further panels follow in this tile.
-  void RunSlices(GemmBlock block, int64_t rows, bool last) {
-    const GemmFn fn = w_.dtype == DType::kF32 ? kernels_.f32 : kernels_.bf16;
-    const int64_t a_step = StepBytes(w_, kernels_);
-    const bool once = rows <= shape_.max_rows;
-    const int64_t slice = once ? w_.steps : kSliceBytes / (kLine * block.panels);
-    const auto* a = static_cast<const char*>(block.a);
-    const auto* b = static_cast<const char*>(block.b);
-    for (int64_t s = 0; s < w_.steps; s += slice) {
-      block.a = a + s * a_step;
-      block.b = b + s * kLine;
-      block.steps = std::min(slice, w_.steps - s);
-      block.first = s == 0;
-      const int64_t next = s + slice;
-      if (once) {
-        block.ahead = b + kAheadBytes / block.panels;
-        block.ahead_lines = w_.steps;
-      } else if (next < w_.steps) {
-        block.ahead = b + next * kLine;
-        block.ahead_lines = std::min(slice, w_.steps - next);
-      } else {
-        block.ahead = b + block.panels * w_.panel_bytes;
-        block.ahead_lines = last ? 0 : std::min(slice, w_.steps);
-      }
-      RunRowBlocks(block, fn, rows, shape_);
-    }
-  }
-
-  void RunScaleBlocks(GemmBlock block, int64_t rows, int64_t panel, bool last) {
-    const int64_t a_step = StepBytes(w_, kernels_);
-    const auto* a = static_cast<const char*>(block.a);
-    const auto* codes = static_cast<const uint8_t*>(block.b);
-    const bool direct = rows <= kernels_.f8_rows;
-    if (!direct) {
-      block.b = expanded_;
-      block.b_stride = expanded_stride_;
-    }
-    block.scale_stride = w_.blocks * kPanel;
-    const int64_t stored = (w_.k + (w_.lead > 0 ? 2 : 1)) / 2;
-    for (int64_t b = 0; b < w_.blocks; ++b) {
-      const int64_t step = b == 0 ? 0 : w_.first_steps + (b - 1) * w_.block_steps;
-      block.steps = std::min(b == 0 ? w_.first_steps : w_.block_steps, stored - step);
-      block.a = a + step * a_step;
-      block.scale = w_.scale + (panel * w_.blocks + b) * kPanel;
-      block.first = b == 0;
-      if (direct) {
-        block.b = codes + step * kPanel * 2;
-        block.rows = static_cast<int>(rows);
-        kernels_.f8(block);
-        continue;
-      }
-      for (int p = 0; p < block.panels; ++p) {
-        kernels_.expand_f8(codes + p * w_.panel_bytes + step * kPanel * 2, block.steps * kPanel * 2,
-                           reinterpret_cast<uint16_t*>(expanded_ + p * expanded_stride_));
-      }
-      const bool more = b + 1 < w_.blocks;
-      const uint8_t* next = more ? codes + (step + block.steps) * kPanel * 2
-                                 : codes + block.panels * w_.panel_bytes;
-      block.ahead = reinterpret_cast<const char*>(next);
-      block.ahead_lines = !more && last ? 0 : CeilDiv(w_.block_steps * kPanel * 2, kLine);
-      RunRowBlocks(block, kernels_.bf16, rows, shape_);
-    }
-  }
-
-  const GemmJob& job_;
-  const CpuPackedWeight& w_;
-  const GemmKernels& kernels_;
-  const GemmShape& shape_;
-  ScratchArena& scratch_;
-  char* expanded_ = nullptr;       // [panels][steps of a scale block][16] pairs of bf16
-  int64_t expanded_stride_ = 0;    // bytes between panels
-};
 
 }  // namespace
 
@@ -285,15 +106,15 @@ void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
     int64_t job = std::upper_bound(first_tile, first_tile + count + 1, begin) - first_tile - 1;
     for (int64_t i = begin; i < end; ++i) {
       while (i >= first_tile[job + 1]) ++job;
-      TileRunner(jobs[job], kernels, context.scratch[static_cast<size_t>(thread)])
-          .Run(TileAt(jobs[job], tilings[job], i - first_tile[job]));
+      RunGemmTile(jobs[job], kernels, TileAt(jobs[job], tilings[job], i - first_tile[job]),
+                  context.scratch[static_cast<size_t>(thread)]);
     }
   });
 }
 
 void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch) {
   if (job.rows == 0) return;
-  TileRunner(job, kernels, scratch).Run({0, job.rows, 0, job.w->panels});
+  RunGemmTile(job, kernels, {0, job.rows, 0, job.w->panels}, scratch);
 }
 
 }  // namespace hadal

@@ -152,7 +152,11 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
 }
 
 constexpr GemmShape kShape = {
-    .max_rows = kMaxRows, .row_unit = 1, .max_panels = {1, 4, 2, 2, 1, 1, 1}};
+    .max_rows = kMaxRows,
+    .row_unit = 1,
+    .slice_bytes = kFirstLevelSlice,
+    .max_panels = {1, 4, 2, 2, 1, 1, 1},
+};
 
 }  // namespace
 

@@ -11,6 +11,7 @@ namespace {
 // rows more panels keep enough independent sums in flight.
 constexpr int kMaxRows = kGemmShapeAvx512.max_rows;
 constexpr int64_t kPrefetch = 1024;  // bytes ahead in each panel
+constexpr int64_t kExpandPrefetch = 2048;  // codes: usually a scale block of a panel
 
 template <int kRows, int kPanels>
 struct Sums {
@@ -124,25 +125,26 @@ void F32Block(const GemmBlock& g) {
   Finish(g, sums);
 }
 
-// 32 e4m3 codes to bf16, exactly.
+// 32 e4m3 codes to bf16, exactly. Magnitudes are shifted by one, so that NaN is 0, a neighbour of
+// the subnormal ones, and one table serves both.
 struct F8Expander {
-  // bf16 of m / 8 * 2^-6 for m = 0..7; the index is the low five bits of a code below 8.
-  __m512i subnormal = _mm512_castsi128_si512(
-      _mm_setr_epi16(0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60));
-  __m512i exponent = _mm512_set1_epi16(0x78);
+  // NaN, then bf16 of m / 8 * 2^-6 for m = 0..7.
+  __m512i special = _mm512_castsi256_si512(
+      _mm256_setr_epi16(0x7fc0, 0, 0x3b00, 0x3b80, 0x3bc0, 0x3c00, 0x3c20, 0x3c40, 0x3c60, 0, 0, 0,
+                        0, 0, 0, 0));
+  __m512i one = _mm512_set1_epi16(1);
+  __m512i first_normal = _mm512_set1_epi16(9);
   __m512i seven_bits = _mm512_set1_epi16(0x7f);
-  __m512i bias = _mm512_set1_epi16(120 << 7);
-  __m512i nan = _mm512_set1_epi16(0x7fc0);
+  __m512i bias = _mm512_set1_epi16((120 << 7) - (1 << 4));
   __m512i sign = _mm512_set1_epi16(static_cast<short>(0x8000));
 
   __m512i Load(const void* codes) const {
     const __m512i x =
         _mm512_cvtepi8_epi16(_mm256_loadu_si256(static_cast<const __m256i*>(codes)));
-    const __m512i magnitude = _mm512_and_si512(x, seven_bits);
-    __m512i value = _mm512_add_epi16(_mm512_slli_epi16(magnitude, 4), bias);
-    const __mmask32 small = _mm512_testn_epi16_mask(x, exponent);
-    value = _mm512_mask_permutexvar_epi16(value, small, magnitude, subnormal);
-    value = _mm512_mask_mov_epi16(value, _mm512_cmpeq_epi16_mask(magnitude, seven_bits), nan);
+    const __m512i shifted = _mm512_and_si512(_mm512_add_epi16(x, one), seven_bits);
+    __m512i value = _mm512_add_epi16(_mm512_slli_epi16(shifted, 4), bias);
+    const __mmask32 small = _mm512_cmplt_epu16_mask(shifted, first_normal);
+    value = _mm512_mask_permutexvar_epi16(value, small, shifted, special);
     // x carries the sign in bits 7 to 15.
     return _mm512_ternarylogic_epi32(value, x, sign, 0xf8);
   }
@@ -205,7 +207,13 @@ void GemmF32Avx512(const GemmBlock& g) { kF32Table[g.rows - 1][__builtin_ctz(g.p
 
 void ExpandF8Avx512(const uint8_t* codes, int64_t count, uint16_t* out) {
   const F8Expander expander;
-  for (int64_t i = 0; i < count; i += 32) _mm512_storeu_si512(out + i, expander.Load(codes + i));
+  int64_t i = 0;
+  for (; i + 64 <= count; i += 64) {
+    _mm_prefetch(codes + i + kExpandPrefetch, _MM_HINT_T0);
+    _mm512_storeu_si512(out + i, expander.Load(codes + i));
+    _mm512_storeu_si512(out + i + 32, expander.Load(codes + i + 32));
+  }
+  if (i < count) _mm512_storeu_si512(out + i, expander.Load(codes + i));
 }
 
 const GemmKernels kGemmAvx512 = {

@@ -11,6 +11,7 @@ namespace hadal {
 inline constexpr GemmShape kGemmShapeAvx512 = {
     .max_rows = 14,
     .row_unit = 1,
+    .slice_bytes = kFirstLevelSlice,
     .max_panels = {1, 8, 8, 4, 4, 4, 4, 2, 2, 2, 2, 2, 2, 2, 2},
 };
 

@@ -33,17 +33,24 @@ struct GemmBlock {
   const char* ahead = nullptr;
   int64_t ahead_stride = 0;     // bytes between panels
   int64_t ahead_lines = 0;
+  bool ahead_far = false;       // into the second-level cache, not the first
 };
 
 using GemmFn = void (*)(const GemmBlock& block);
 
 inline constexpr int kMaxGemmRows = 32;
+inline constexpr int kMaxGemmPanels = 8;
+
+// Weights that stay in the first-level cache beside a block's activations.
+inline constexpr int64_t kFirstLevelSlice = 24 * 1024;
 
 // The blocks that a kernel takes.
 struct GemmShape {
   int max_rows;
   // Cuts between blocks are at multiples of it, and operand a can be read up to one.
   int row_unit;
+  // Of weights that all blocks of rows take in turn before the next ones come.
+  int64_t slice_bytes;
   int8_t max_panels[kMaxGemmRows + 1];   // of a block with that many rows
 };
 

@@ -106,7 +106,11 @@ void ExpandF8(const uint8_t* codes, int64_t count, uint16_t* out) {
 }
 
 constexpr GemmShape kShape = {
-    .max_rows = 8, .row_unit = 1, .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1}};
+    .max_rows = 8,
+    .row_unit = 1,
+    .slice_bytes = kFirstLevelSlice,
+    .max_panels = {1, 1, 1, 1, 1, 1, 1, 1, 1},
+};
 
 }  // namespace
 

@@ -63,6 +63,7 @@ void AddProduct() {
 }
 
 void Prefetch(const char*) {}
+void PrefetchFar(const char*) {}
 
 #include "kernels/cpu/gemm_amx.inc"
 
@@ -70,12 +71,19 @@ void RoundToBf16(const float* x, int64_t n, void* out) {
   for (int64_t i = 0; i < n; ++i) static_cast<bf16_t*>(out)[i] = FloatToBf16(x[i]);
 }
 
+// With slices so short that weights of tests have several.
+constexpr GemmShape ShortSlices() {
+  GemmShape shape = kTileShape;
+  shape.slice_bytes = 64 * 2 * kTileRowBytes;
+  return shape;
+}
+
 }  // namespace
 
 const GemmKernels testing::kGemmEmulatedTiles = {
     .bf16_activations = true,
     .bf16_attention = true,
-    .bf16_shape = kTileShape,
+    .bf16_shape = ShortSlices(),
     .bf16 = TileGemm,
     .f32_shape = kGemmPortable.f32_shape,
     .f32 = kGemmPortable.f32,
