@@ -77,9 +77,11 @@ TEST_CASE("what does not fit on the device is refused and leaves nothing behind"
   const int64_t free = FreeDeviceBytes();
   CHECK(free > 0);
   CHECK_THROWS_AS(AllocateDevice(free * 4), std::bad_alloc);
-  const auto buffer = AllocateDevice(64 << 20);
-  CHECK(buffer->bytes == 64 << 20);
-  CHECK(FreeDeviceBytes() <= free - (64 << 20));
+  // Large, since the driver keeps some of what earlier tests have freed and hands that out first.
+  const int64_t large = int64_t{2} << 30, kept = int64_t{256} << 20;
+  const auto buffer = AllocateDevice(large);
+  CHECK(buffer->bytes == large);
+  CHECK(FreeDeviceBytes() <= free - large + kept);
   CHECK(AllocateDevice(0)->bytes == 0);
   CHECK(cudaGetLastError() == cudaSuccess);
 }
