@@ -87,7 +87,7 @@ make_model() {
   [[ -z "$model" ]] || return 0
   model=models/demo
   [[ -f "$model/config.json" ]] && return 0
-  scripts/python_env.sh scripts/make_demo_model.py --out "$model" ||
+  scripts/python_env.sh scripts/make_demo_model.py --out "$model" >&2 ||
     fail "the demo model could not be made; serve another checkpoint with --model DIR"
 }
 
