@@ -23,7 +23,7 @@ struct WorkerOptions {
   int64_t kv_memory = 0;     // bytes
   int32_t max_slots = 128;
   int32_t max_step_tokens = 0;   // 0: as suits the backend
-  int32_t expanded_tokens = 4096;
+  int32_t expanded_tokens = -1;  // below 0: as memory allows
   double step_timeout_s = 120;
 };
 
