@@ -7,6 +7,7 @@
 #include <algorithm>
 #include <chrono>
 #include <cstdio>
+#include <cstdlib>
 #include <fstream>
 #include <thread>
 
@@ -77,6 +78,14 @@ Model::Progress LoadProgress() {
   };
 }
 
+// Ends the ranks of the whole job, without a return: destructors may wait for a device whose collectives
+// never end.
+[[noreturn]] void AbortJob(const MpiPlace& place, const std::exception& error) {
+  spdlog::critical("rank {} on {}: {}", place.rank, HostName(), error.what());
+  MPI_Abort(MPI_COMM_WORLD, 1);
+  std::abort();
+}
+
 // One rank from its model directory to the end of the group.
 class Worker {
  public:
@@ -91,9 +100,13 @@ class Worker {
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
     StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
-    if (place_.rank == 0) return Lead(&runner);
-    FollowPlans(&runner, comm_.world.get());
-    return OkStatus();
+    try {
+      if (place_.rank == 0) return Lead(&runner);
+      FollowPlans(&runner, comm_.world.get());
+      return OkStatus();
+    } catch (const std::exception& e) {
+      AbortJob(place_, e);
+    }
   }
 
  private:
@@ -221,9 +234,7 @@ int RunWorker(WorkerOptions options, const MpiPlace& place) {
     spdlog::error("{}", status.message());
     return 1;
   } catch (const std::exception& e) {
-    spdlog::critical("rank {} on {}: {}", place.rank, HostName(), e.what());
-    MPI_Abort(MPI_COMM_WORLD, 1);
-    return 1;
+    AbortJob(place, e);
   }
 }
 
