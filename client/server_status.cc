@@ -40,7 +40,7 @@ Status PrintServerStatus(const std::string& server, bool json) {
   }
   fmt::print("{} ({}), context {} tokens, {}\n", model.model(), model.architecture(),
              model.context_length(),
-             model.chat_template().empty() ? "no chat" : "chat template " + model.chat_template());
+             !model.has_chat_template() ? "no chat" : "chat template " + model.chat_template());
   for (const v1::WorkerGroupInfo& group : model.worker_groups()) {
     fmt::print("worker group {}: {} x {} ranks, {} of {} KV blocks free\n", group.epoch(),
                group.tensor_parallel(), group.data_parallel(), group.free_kv_blocks(),

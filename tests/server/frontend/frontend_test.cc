@@ -162,6 +162,7 @@ TEST_CASE("a stream is accepted, has deltas, a reason and a summary; once is its
     CHECK(stream.events.front().accepted().prompt_tokens() == prompt);
     CHECK(stream.events.front().accepted().prompt_token_ids_size() == prompt);
     CHECK(stream.events.rbegin()[1].finished().reason() == v1::FINISH_REASON_LENGTH);
+    CHECK_FALSE(stream.events.rbegin()[1].finished().has_stop());
     const v1::Summary& summary = stream.events.back().summary();
     CHECK(summary.usage().prompt_tokens() == prompt);
     CHECK(summary.usage().completion_tokens() == count);
@@ -251,6 +252,7 @@ TEST_CASE("stop strings end the text before them, also across tokens") {
   REQUIRE(stream.status.ok());
   CHECK(stream.text == "()*+,-.");
   CHECK(stream.events.rbegin()[1].finished().stop() == "/01");
+  CHECK_FALSE(stream.events.rbegin()[1].finished().has_stop_token_id());
   CHECK(stream.events.rbegin()[1].finished().reason() == v1::FINISH_REASON_STOP);
   CHECK(front.AwaitIdle());
 }
