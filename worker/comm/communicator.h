@@ -37,8 +37,19 @@ class Communicator {
   // data[i] = sum over ranks of data[i]; in place. Every rank gets the same bits.
   virtual void AllReduceSum(void* data, int64_t count, DType dtype) = 0;
 
+  // recv = the sum over ranks of send[rank() * count ..]: every rank gets `count` elements of its own.
+  virtual void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) = 0;
+
   // recv[r * bytes ..] = send of rank r. send may be recv + rank() * bytes.
   virtual void AllGather(const void* send, void* recv, int64_t bytes) = 0;
+
+  // An AllGather of each array, started as one.
+  struct Gather {
+    const void* send = nullptr;
+    void* recv = nullptr;
+    int64_t bytes = 0;
+  };
+  virtual void AllGatherEach(std::span<const Gather> arrays) = 0;
 
   // Like AllGather with recv_bytes[r] from rank r, stored one after the other.
   virtual void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) = 0;

@@ -51,12 +51,30 @@ class NcclCommunicator final : public Communicator {
                     "ncclAllReduce");
   }
 
+  void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) override {
+    if (size_ == 1) return CopyOwn(recv, send, count * DTypeSize(dtype));
+    if (count == 0) return;
+    handle_->Settle(ncclReduceScatter(send, recv, static_cast<size_t>(count), NcclType(dtype),
+                                      ncclSum, handle_->get(), stream_),
+                    "ncclReduceScatter");
+  }
+
   void AllGather(const void* send, void* recv, int64_t bytes) override {
-    if (bytes == 0) return;
-    if (size_ == 1) return CopyOwn(recv, send, bytes);
-    handle_->Settle(ncclAllGather(send, recv, static_cast<size_t>(bytes), ncclUint8, handle_->get(),
-                                  stream_),
-                    "ncclAllGather");
+    const Gather array{send, recv, bytes};
+    AllGatherEach({&array, 1});
+  }
+
+  void AllGatherEach(std::span<const Gather> arrays) override {
+    if (size_ == 1) {
+      for (const Gather& array : arrays) CopyOwn(array.recv, array.send, array.bytes);
+      return;
+    }
+    InOneLaunch("ncclAllGather", [&](auto add) {
+      for (const auto& [send, recv, bytes] : arrays) {
+        if (bytes == 0) continue;
+        add(ncclAllGather(send, recv, static_cast<size_t>(bytes), ncclUint8, handle_->get(), stream_));
+      }
+    });
   }
 
   void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) override {
@@ -109,32 +127,38 @@ class NcclCommunicator final : public Communicator {
               "cudaMemcpyAsync");
   }
 
+  // calls(add) hands the result of each NCCL call to add.
+  template <typename Calls>
+  void InOneLaunch(const char* name, Calls calls) {
+    ncclResult_t failed = ncclGroupStart();
+    bool any = false;
+    calls([&](ncclResult_t result) {
+      any = true;
+      if (failed == ncclSuccess && result != ncclInProgress) failed = result;
+    });
+    const ncclResult_t ended = ncclGroupEnd();
+    if (failed != ncclSuccess) handle_->Settle(failed, name);
+    if (any) handle_->Settle(ended, name);
+  }
+
   void Exchange(const std::vector<Part>& parts) {
     CopyOwn(parts[rank_].recv, parts[rank_].send, parts[rank_].recv_bytes);
     if (size_ == 1) return;
-    const ncclComm_t comm = handle_->get();
-    ncclResult_t failed = ncclGroupStart();
-    const auto add = [&](ncclResult_t result) {
-      if (failed == ncclSuccess && result != ncclInProgress) failed = result;
-    };
-    bool any = false;
-    for (int i = 1; i < size_; ++i) {
-      const int to = (rank_ + i) % size_;
-      const int from = (rank_ + size_ - i) % size_;
-      if (parts[to].send_bytes > 0) {
-        add(ncclSend(parts[to].send, static_cast<size_t>(parts[to].send_bytes), ncclUint8, to, comm,
-                     stream_));
-        any = true;
+    InOneLaunch("ncclSend or ncclRecv", [&](auto add) {
+      const ncclComm_t comm = handle_->get();
+      for (int i = 1; i < size_; ++i) {
+        const int to = (rank_ + i) % size_;
+        const int from = (rank_ + size_ - i) % size_;
+        if (parts[to].send_bytes > 0) {
+          add(ncclSend(parts[to].send, static_cast<size_t>(parts[to].send_bytes), ncclUint8, to,
+                       comm, stream_));
+        }
+        if (parts[from].recv_bytes > 0) {
+          add(ncclRecv(parts[from].recv, static_cast<size_t>(parts[from].recv_bytes), ncclUint8,
+                       from, comm, stream_));
+        }
       }
-      if (parts[from].recv_bytes > 0) {
-        add(ncclRecv(parts[from].recv, static_cast<size_t>(parts[from].recv_bytes), ncclUint8, from,
-                     comm, stream_));
-        any = true;
-      }
-    }
-    const ncclResult_t ended = ncclGroupEnd();
-    if (failed != ncclSuccess) handle_->Settle(failed, "ncclSend or ncclRecv");
-    if (any) handle_->Settle(ended, "ncclGroupEnd");
+    });
   }
 
   std::shared_ptr<NcclHandle> handle_;

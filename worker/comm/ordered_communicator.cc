@@ -47,29 +47,47 @@ void OrderedCommunicator::ReduceSmall(float* data, int64_t count) {
 
 // Each rank sums one slice, then all gather the sums: 2 (size - 1) / size of the buffer travels.
 void OrderedCommunicator::ReduceLarge(float* data, int64_t count) {
-  const Range own = SplitRange(count, size(), rank());
-  scratch_.resize(own.size() * size());
+  std::vector<Range> slices;
+  for (int r = 0; r < size(); ++r) slices.push_back(SplitRange(count, size(), r));
+  const Range own = slices[rank()];
+  SumOwnPiece(data, slices, data + own.begin);
   auto* bytes = reinterpret_cast<uint8_t*>(data);
-  auto* slices = reinterpret_cast<uint8_t*>(scratch_.data());
-  const int64_t own_bytes = own.size() * static_cast<int64_t>(sizeof(float));
   std::vector<Part>& parts = ClearedParts();
   for (int r = 0; r < size(); ++r) {
-    const Range slice = SplitRange(count, size(), r);
-    parts[r] = {bytes + slice.begin * 4, slice.size() * 4, slices + r * own_bytes, own_bytes};
+    parts[r] = {bytes + own.begin * 4, own.size() * 4, bytes + slices[r].begin * 4,
+                slices[r].size() * 4};
   }
-  std::memcpy(slices + rank() * own_bytes, bytes + own.begin * 4, own_bytes);
   Exchange(parts);
-  SumInRankOrder(scratch_.data(), own.size(), size(), own.size(), data + own.begin);
+}
+
+void OrderedCommunicator::ReduceScatterSum(const void* send, void* recv, int64_t count,
+                                           DType dtype) {
+  HADAL_CHECK(dtype == DType::kF32, "host memory is summed as float");
+  std::vector<Range> pieces;
+  for (int64_t r = 0; r < size(); ++r) pieces.push_back({r * count, (r + 1) * count});
+  SumOwnPiece(static_cast<const float*>(send), pieces, static_cast<float*>(recv));
+}
+
+void OrderedCommunicator::SumOwnPiece(const float* data, std::span<const Range> pieces, float* own) {
+  const Range& mine = pieces[rank()];
+  scratch_.resize(mine.size() * size());
+  std::vector<Part>& parts = ClearedParts();
   for (int r = 0; r < size(); ++r) {
-    const Range slice = SplitRange(count, size(), r);
-    parts[r] = {bytes + own.begin * 4, own_bytes, bytes + slice.begin * 4, slice.size() * 4};
+    parts[r] = {reinterpret_cast<const uint8_t*>(data + pieces[r].begin), pieces[r].size() * 4,
+                reinterpret_cast<uint8_t*>(scratch_.data() + r * mine.size()), mine.size() * 4};
   }
+  std::copy_n(data + mine.begin, mine.size(), scratch_.data() + rank() * mine.size());
   Exchange(parts);
+  SumInRankOrder(scratch_.data(), mine.size(), size(), mine.size(), own);
 }
 
 void OrderedCommunicator::AllGather(const void* send, void* recv, int64_t bytes) {
   bytes_.assign(size(), bytes);
   AllGatherV(send, recv, bytes_);
+}
+
+void OrderedCommunicator::AllGatherEach(std::span<const Gather> arrays) {
+  for (const Gather& array : arrays) AllGather(array.send, array.recv, array.bytes);
 }
 
 void OrderedCommunicator::AllGatherV(const void* send, void* recv,

@@ -2,6 +2,7 @@
 
 #include <vector>
 
+#include "common/layout.h"
 #include "worker/comm/communicator.h"
 
 namespace hadal {
@@ -11,7 +12,9 @@ namespace hadal {
 class OrderedCommunicator : public HostCommunicator {
  public:
   void AllReduceSum(void* data, int64_t count, DType dtype) final;
+  void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) final;
   void AllGather(const void* send, void* recv, int64_t bytes) final;
+  void AllGatherEach(std::span<const Gather> arrays) final;
   void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) final;
   void AllToAllV(const void* send, std::span<const int64_t> send_bytes, void* recv,
                  std::span<const int64_t> recv_bytes) final;
@@ -33,6 +36,8 @@ class OrderedCommunicator : public HostCommunicator {
  private:
   void ReduceSmall(float* data, int64_t count);
   void ReduceLarge(float* data, int64_t count);
+  // own = the sum over ranks of pieces[rank()], where all ranks have the same `pieces` of `data`.
+  void SumOwnPiece(const float* data, std::span<const Range> pieces, float* own);
   std::vector<Part>& ClearedParts();
 
   std::vector<Part> parts_;      // [size]

@@ -33,6 +33,19 @@ inline std::string CheckAllReduce(HostCommunicator& comm, uint64_t seed, int64_t
   return "";
 }
 
+inline std::string CheckReduceScatter(HostCommunicator& comm, uint64_t seed, int64_t count) {
+  const int64_t all = count * comm.size();
+  std::vector<float> send(all), recv(count);
+  for (int64_t i = 0; i < all; ++i) send[i] = InputValue(seed, comm.rank(), i);
+  comm.ReduceScatterSum(send.data(), recv.data(), count, DType::kF32);
+  for (int64_t i = 0; i < count; ++i) {
+    float expected = 0;
+    for (int r = 0; r < comm.size(); ++r) expected += InputValue(seed, r, comm.rank() * count + i);
+    if (recv[i] != expected) return "ReduceScatterSum of " + std::to_string(count) + " floats";
+  }
+  return "";
+}
+
 inline uint8_t InputByte(uint64_t seed, int from, int to, int64_t i) {
   return static_cast<uint8_t>((seed * 31 + from * 17 + to * 5 + i * 7) & 0xff);
 }
@@ -57,6 +70,28 @@ inline std::string CheckAllToAllV(HostCommunicator& comm, uint64_t seed, int64_t
   for (int r = 0; r < comm.size(); ++r) {
     for (int64_t i = 0; i < recv_bytes[r]; ++i, ++at) {
       if (recv[at] != InputByte(seed, r, comm.rank(), i)) return "AllToAllV";
+    }
+  }
+  return "";
+}
+
+// Arrays of several sizes, none among them, in one call.
+inline std::string CheckGatherEach(HostCommunicator& comm, uint64_t seed, int64_t max_bytes) {
+  const int64_t sizes[] = {max_bytes, 0, static_cast<int64_t>(seed % (max_bytes + 1)), 1};
+  std::vector<std::vector<uint8_t>> sent, received;
+  std::vector<Communicator::Gather> arrays;
+  for (const int64_t bytes : sizes) {
+    const auto a = static_cast<int>(sent.size());
+    auto& send = sent.emplace_back(bytes);
+    auto& recv = received.emplace_back(bytes * comm.size());
+    for (int64_t i = 0; i < bytes; ++i) send[i] = InputByte(seed, comm.rank(), a, i);
+    arrays.push_back({send.data(), recv.data(), bytes});
+  }
+  comm.AllGatherEach(arrays);
+  for (int a = 0; a < 4; ++a) {
+    for (int64_t i = 0; i < sizes[a] * comm.size(); ++i) {
+      const auto from = static_cast<int>(i / sizes[a]);
+      if (received[a][i] != InputByte(seed, from, a, i % sizes[a])) return "AllGatherEach";
     }
   }
   return "";
@@ -103,10 +138,12 @@ inline std::string CheckAllCollectives(HostCommunicator& comm, uint64_t seed) {
     const uint64_t s = rng() >> 8;
     for (int64_t count : {int64_t{1}, static_cast<int64_t>(s % 300), int64_t{8192}, int64_t{20011}}) {
       if (auto e = CheckAllReduce(comm, s, count); !e.empty()) return e;
+      if (auto e = CheckReduceScatter(comm, s, count); !e.empty()) return e;
     }
     for (int64_t max_bytes : {int64_t{3}, int64_t{5000}, int64_t{100000}}) {
       if (auto e = CheckAllToAllV(comm, s, max_bytes); !e.empty()) return e;
       if (auto e = CheckGathers(comm, s, max_bytes); !e.empty()) return e;
+      if (auto e = CheckGatherEach(comm, s, max_bytes); !e.empty()) return e;
       if (auto e = CheckBroadcasts(comm, s, max_bytes); !e.empty()) return e;
     }
     comm.Barrier();

@@ -68,11 +68,30 @@ class ThroughDevice final : public HostCommunicator {
     Finish();
     x.Read(data);
   }
+  void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) override {
+    const int64_t bytes = count * DTypeSize(dtype);
+    const Bytes from(send, bytes * size()), to(bytes);
+    device_.ReduceScatterSum(from.at(), to.at(), count, dtype);
+    Finish();
+    to.Read(recv);
+  }
   void AllGather(const void* send, void* recv, int64_t bytes) override {
     const Bytes from(send, bytes), to(bytes * size());
     device_.AllGather(from.at(), to.at(), bytes);
     Finish();
     to.Read(recv);
+  }
+  void AllGatherEach(std::span<const Gather> arrays) override {
+    std::vector<std::unique_ptr<Bytes>> from, to;
+    std::vector<Gather> on_device;
+    for (const Gather& array : arrays) {
+      from.push_back(std::make_unique<Bytes>(array.send, array.bytes));
+      to.push_back(std::make_unique<Bytes>(array.bytes * size()));
+      on_device.push_back({from.back()->at(), to.back()->at(), array.bytes});
+    }
+    device_.AllGatherEach(on_device);
+    Finish();
+    for (size_t i = 0; i < arrays.size(); ++i) to[i]->Read(arrays[i].recv);
   }
   void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) override {
     const Bytes from(send, recv_bytes[rank()]), to(Sum(recv_bytes));
@@ -134,14 +153,14 @@ std::string CheckBf16(ThroughDevice& comm, uint64_t seed) {
   return "";
 }
 
-// Collectives captured once and launched several times: x becomes size^launches * x; and each rank's
-// part of a gather and of an exchange arrives.
+// Collectives captured once and launched several times: x becomes size^launches * x; each rank's part
+// of a gather and of an exchange arrives, and the sum of what arrived is size times as much.
 std::string CheckGraph(Communicator& comm, CollectiveWatch& watch, cudaStream_t stream) {
   const int64_t count = 3000;
   const int launches = 4;
   const std::vector<float> ones(count, 1.0f);
   const Bytes x(ones.data(), count * 4), gathered(count * 4 * comm.size());
-  const Bytes exchanged(count * 4 * comm.size());
+  const Bytes exchanged(count * 4 * comm.size()), each(count * 4 * comm.size()), sums(count * 4);
   const std::vector<int64_t> part(static_cast<size_t>(comm.size()), count * 4);
   cudaGraph_t graph;
   cudaGraphExec_t exec;
@@ -149,23 +168,31 @@ std::string CheckGraph(Communicator& comm, CollectiveWatch& watch, cudaStream_t 
   comm.AllReduceSum(x.at(), count, DType::kF32);
   comm.AllGather(x.at(), gathered.at(), count * 4);
   comm.AllToAllV(gathered.at(), part, exchanged.at(), part);
+  const Communicator::Gather halves[] = {{x.at(), each.at(), count * 2},
+                                         {x.at(), each.at() + count * 2 * comm.size(), count * 2}};
+  comm.AllGatherEach(halves);
+  comm.ReduceScatterSum(each.at(), sums.at(), count, DType::kF32);
   Cuda(cudaStreamEndCapture(stream, &graph));
   Cuda(cudaGraphInstantiate(&exec, graph, 0));
   const double start = Now();
   for (int i = 0; i < launches; ++i) Cuda(cudaGraphLaunch(exec, stream));
   watch.Await([&] { return cudaStreamQuery(stream) == cudaSuccess; });
   if (comm.rank() == 0) {
-    std::printf("%d ranks: %d replays of three collectives took %.2f ms each\n", comm.size(), launches,
+    std::printf("%d ranks: %d replays of five collectives took %.2f ms each\n", comm.size(), launches,
                 (Now() - start) * 1e3 / launches);
   }
-  std::vector<float> all(static_cast<size_t>(count * comm.size()));
+  std::vector<float> all(static_cast<size_t>(count * comm.size())), own(static_cast<size_t>(count));
   exchanged.Read(all.data());
+  sums.Read(own.data());
   cudaGraphExecDestroy(exec);
   cudaGraphDestroy(graph);
   float expected = 1;
   for (int i = 0; i < launches; ++i) expected *= static_cast<float>(comm.size());
   for (const float v : all) {
     if (v != expected) return "collectives in a graph";
+  }
+  for (const float v : own) {
+    if (v != expected * static_cast<float>(comm.size())) return "sums in a graph";
   }
   return "";
 }

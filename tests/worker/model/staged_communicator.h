@@ -1,6 +1,6 @@
 #pragma once
 
-#include <cstring>
+#include <algorithm>
 #include <memory>
 #include <numeric>
 #include <utility>
@@ -24,23 +24,24 @@ class StagedCommunicator final : public Communicator {
   int size() const override { return host_->size(); }
 
   void AllReduceSum(void* data, int64_t count, DType dtype) override {
-    std::vector<float> sums(count);
-    if (dtype == DType::kF32) {
-      backend_->CopyToHost(sums.data(), data, count * 4);
-      host_->AllReduceSum(sums.data(), count, DType::kF32);
-      backend_->CopyToDevice(data, sums.data(), count * 4);
-      return;
-    }
-    std::vector<bf16_t> halves(count);
-    backend_->CopyToHost(halves.data(), data, count * 2);
-    for (int64_t i = 0; i < count; ++i) sums[i] = Bf16ToFloat(halves[i]);
+    std::vector<float> sums = FetchFloats(data, count, dtype);
     host_->AllReduceSum(sums.data(), count, DType::kF32);
-    for (int64_t i = 0; i < count; ++i) halves[i] = FloatToBf16(sums[i]);
-    backend_->CopyToDevice(data, halves.data(), count * 2);
+    StoreFloats(sums, data, dtype);
+  }
+
+  void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) override {
+    std::vector<float> own(count);
+    const std::vector<float> all = FetchFloats(send, count * size(), dtype);
+    host_->ReduceScatterSum(all.data(), own.data(), count, DType::kF32);
+    StoreFloats(own, recv, dtype);
   }
 
   void AllGather(const void* send, void* recv, int64_t bytes) override {
     AllGatherV(send, recv, std::vector<int64_t>(size(), bytes));
+  }
+
+  void AllGatherEach(std::span<const Gather> arrays) override {
+    for (const auto& [send, recv, bytes] : arrays) AllGather(send, recv, bytes);
   }
 
   void AllGatherV(const void* send, void* recv, std::span<const int64_t> recv_bytes) override {
@@ -67,6 +68,24 @@ class StagedCommunicator final : public Communicator {
  private:
   static int64_t Sum(std::span<const int64_t> values) {
     return std::accumulate(values.begin(), values.end(), int64_t{0});
+  }
+  std::vector<float> FetchFloats(const void* device, int64_t count, DType dtype) {
+    std::vector<float> values(count);
+    if (dtype == DType::kF32) {
+      backend_->CopyToHost(values.data(), device, count * 4);
+      return values;
+    }
+    std::vector<bf16_t> halves(count);
+    backend_->CopyToHost(halves.data(), device, count * 2);
+    std::transform(halves.begin(), halves.end(), values.begin(), Bf16ToFloat);
+    return values;
+  }
+  void StoreFloats(const std::vector<float>& values, void* device, DType dtype) {
+    const auto count = static_cast<int64_t>(values.size());
+    if (dtype == DType::kF32) return backend_->CopyToDevice(device, values.data(), count * 4);
+    std::vector<bf16_t> halves(count);
+    std::transform(values.begin(), values.end(), halves.begin(), FloatToBf16);
+    backend_->CopyToDevice(device, halves.data(), count * 2);
   }
   std::vector<uint8_t> Fetch(const void* device, int64_t bytes) {
     std::vector<uint8_t> out(bytes);
