@@ -17,6 +17,7 @@
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
 #include "worker/model/expanded_prompt.h"
+#include "worker/model/fixed_exchange.h"
 #include "worker/model/model.h"
 #include "worker/options.h"
 #include "worker/runtime/memory_budget.h"
@@ -169,7 +170,9 @@ class Worker {
             .max_step_tokens = options_.max_step_tokens,
             .max_rows = options_.max_slots,
             .max_step_logits = StepRunner::LogitRows(*backend_, options_.max_slots),
-            .expanded_tokens = options_.expanded_tokens};
+            .expanded_tokens = options_.expanded_tokens,
+            .replays = backend_->replays(),
+            .fixed_exchange = FixedExchangePays(config_, layout_, *backend_)};
   }
 
   Status LoadModel() {

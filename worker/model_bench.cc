@@ -68,7 +68,8 @@ class ModelBench {
         .kv_blocks = rows * blocks_per_sequence_,
         .max_step_tokens = std::max({prompts * prompt, options_.context, sequences}),
         .max_rows = rows,
-        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = rows, .max_rows = rows})};
+        .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = rows, .max_rows = rows}),
+        .replays = backend_->replays()};
     const CommGroup comm = HostCommGroup(MakeSelfCommunicator(), MakeSelfCommunicator());
     HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, Layout{}, *checkpoint, backend_.get(), comm,
                                                model_options, nullptr));

@@ -2,6 +2,7 @@
 
 #include "worker/model/expanded_prompt.h"
 #include "worker/model/expert_exchange.h"
+#include "worker/model/fixed_exchange.h"
 #include "worker/model/model.h"
 #include "worker/model/step_inputs.h"
 #include "worker/model/weights.h"
@@ -30,8 +31,9 @@ MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Bac
   return {.weights = PlanWeightBytes(config, layout, backend),
           .kv_per_block = config.n_layers * LayerCacheBytes(config, 1),
           .workspace = MakeWorkspace(config, layout, options, activation, nullptr, &unused) +
-                       StepInputs::Bytes(options, config.max_seq_len) +
+                       StepInputs::Bytes(layout, options, config.max_seq_len) +
                        ExpertExchange::BufferBytes(config, activation, exchange) +
+                       FixedExchange::Bytes(config, layout, activation, options) +
                        backend.ScratchBytes(StepOpLimits(config, layout, options)) +
                        ExpandedPrompt::Bytes(config, layout, backend, options) +
                        CommBytes(config, layout, options, act)};

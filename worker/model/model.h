@@ -27,6 +27,13 @@ struct BatchRow {
   uint64_t sequence = 0;        // unlike that of any other sequence, ever; 0: not told
 };
 
+// What no D group of a step exceeds; the same on every rank of the world.
+struct StepBounds {
+  int32_t tokens = 0;
+  int64_t context = 0;           // positions of a sequence
+  bool decodes_only = false;     // every row is one generated token and has the next one drawn
+};
+
 // What this rank's D group computes in one step. May be empty while other groups work.
 struct Batch {
   // Ids; -1 - s stands for Model::last_tokens()[s].
@@ -34,6 +41,7 @@ struct Batch {
   std::vector<int32_t> positions;    // [tokens]
   std::vector<BatchRow> rows;        // kDecode rows first
   std::vector<int32_t> logit_tokens; // indices in tokens whose logits are wanted, ascending
+  StepBounds step;                   // looked at with ModelOptions::fixed_exchange only
 };
 
 struct ModelOptions {
@@ -42,6 +50,10 @@ struct ModelOptions {
   int32_t max_rows = 0;          // upper bound of Batch::rows, and the number of slots
   int32_t max_step_logits = 0;   // upper bound of one Logits() call's rows
   int32_t expanded_tokens = 0;   // positions of a prompt that ExpandedPrompt keeps
+  // Steps that only decode are padded to few shapes: for backends whose Replay() repeats.
+  bool replays = false;
+  // With D > 1: tokens travel in a FixedExchange and not in an ExpertExchange; see FixedExchangePays().
+  bool fixed_exchange = false;
 };
 
 // What a rank needs, in bytes, known from the config alone.
@@ -68,12 +80,13 @@ class Model {
   virtual ~Model() = default;
 
   // A step is Prepare(), then Forward(), then Logits(), on every rank of the world, with the same
-  // Batch on the ranks of one D group. All but Prepare() may run inside one Backend::Replay() with a
-  // key made of replay_key().
+  // Batch on the ranks of one D group. Forward() and Logits() may run inside Backend::Replay() with
+  // keys made of replay_key().
 
   // Brings the batch to the backend. The batch may change on return.
   virtual void Prepare(const Batch& batch) = 0;
-  // The padded shape of the prepared step; 0: it cannot be replayed.
+  // The padded shape of the prepared step, the same on every rank of the world; 0: it cannot be
+  // replayed.
   virtual uint64_t replay_key() const = 0;
   // Rows of logits, padding included; those of the batch come first.
   virtual int logit_rows() const = 0;

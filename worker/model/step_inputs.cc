@@ -20,44 +20,69 @@ int PaddedRows(int rows) {
   return (rows + step - 1) / step * step;
 }
 
-// Every row decodes one token and has it sampled.
-bool DecodesOnly(const Batch& batch) {
-  if (batch.rows.empty() || batch.logit_tokens.size() != batch.tokens.size()) return false;
-  return std::all_of(batch.rows.begin(), batch.rows.end(), [](const BatchRow& row) {
-    return row.kind == RowKind::kDecode && row.num_tokens == 1;
-  });
+StepBounds BoundsOf(const Batch& batch) {
+  StepBounds bounds{.tokens = static_cast<int32_t>(batch.tokens.size()),
+                    .decodes_only = batch.logit_tokens.size() == batch.tokens.size()};
+  for (const BatchRow& row : batch.rows) {
+    bounds.context = std::max<int64_t>(bounds.context, row.start_pos + row.num_tokens);
+    bounds.decodes_only =
+        bounds.decodes_only && row.kind == RowKind::kDecode && row.num_tokens == 1;
+  }
+  return bounds;
+}
+
+int ReplayTokens(const ModelOptions& options) {
+  return std::min({options.max_rows, options.max_step_tokens, kMaxReplayRows});
+}
+
+int Slices(const Layout& layout, const ModelOptions& options) {
+  return options.fixed_exchange ? layout.tensor_parallel : 0;
 }
 
 }  // namespace
 
 int StepInputs::PaddedTokens(const ModelOptions& options) {
-  const int replayed = std::min({options.max_rows, options.max_step_tokens, kMaxReplayRows});
-  return std::max(options.max_step_tokens, PaddedRows(replayed));
+  return std::max(options.max_step_tokens, PaddedRows(ReplayTokens(options)));
 }
 
-int64_t StepInputs::Bytes(const ModelOptions& options, int64_t max_context) {
+int StepInputs::MaxSliceTokens(const Layout& layout, const ModelOptions& options) {
+  const int slices = Slices(layout, options);
+  return slices == 0 ? 0 : (PaddedTokens(options) + slices - 1) / slices;
+}
+
+int64_t StepInputs::Bytes(const Layout& layout, const ModelOptions& options, int64_t max_context) {
   const int64_t rows = PaddedRows(options.max_rows);
   const int64_t tokens = PaddedTokens(options);
-  return 3 * Staging::Bytes<int32_t>(tokens) + Staging::Bytes<int64_t>(tokens) +
-         Staging::Bytes<AttentionRow>(rows) + Staging::Bytes<int32_t>(rows * Blocks(max_context));
+  const int64_t sliced = int64_t{MaxSliceTokens(layout, options)} * layout.tensor_parallel;
+  return 2 * Staging::Bytes<int32_t>(tokens) + Staging::Bytes<int32_t>(std::max(tokens, sliced)) +
+         Staging::Bytes<int64_t>(tokens) + Staging::Bytes<AttentionRow>(rows) +
+         Staging::Bytes<int32_t>(rows * Blocks(max_context));
 }
 
-StepInputs::StepInputs(Backend* backend, const ModelOptions& options, int64_t max_context)
-    : replays_(backend->replays()), staging_(backend, Bytes(options, max_context)) {}
+// What an ExpertExchange does is decided on the host and cannot be replayed.
+StepInputs::StepInputs(Backend* backend, const Layout& layout, const ModelOptions& options,
+                       int64_t max_context)
+    : slices_(Slices(layout, options)),
+      max_replay_tokens_(options.replays && (layout.data_parallel == 1 || slices_ > 0)
+                             ? ReplayTokens(options)
+                             : 0),
+      staging_(backend, Bytes(layout, options, max_context)) {}
 
+// Where groups exchange tokens in fixed numbers, all of them take the shape of the largest.
 void StepInputs::ChooseShape(const Batch& batch) {
+  const StepBounds bounds = slices_ > 0 ? batch.step : BoundsOf(batch);
+  HADAL_CHECK(static_cast<int>(batch.tokens.size()) <= bounds.tokens);
   replay_key_ = 0;
   tokens_ = static_cast<int>(batch.tokens.size());
   logits_ = static_cast<int>(batch.logit_tokens.size());
-  max_context_ = 0;
-  for (const BatchRow& row : batch.rows) {
-    max_context_ = std::max<int64_t>(max_context_, row.start_pos + row.num_tokens);
+  if (bounds.decodes_only && bounds.tokens > 0 && bounds.tokens <= max_replay_tokens_) {
+    tokens_ = logits_ = PaddedRows(bounds.tokens);
+    max_context_ = std::max(kMinReplayContext,
+                            static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bounds.context))));
+    replay_key_ = static_cast<uint64_t>(max_context_) << 16 | static_cast<uint64_t>(tokens_);
   }
-  if (!replays_ || tokens_ > kMaxReplayRows || !DecodesOnly(batch)) return;
-  tokens_ = logits_ = PaddedRows(tokens_);
-  max_context_ = std::max(kMinReplayContext,
-                          static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(max_context_))));
-  replay_key_ = static_cast<uint64_t>(max_context_) << 16 | static_cast<uint64_t>(tokens_);
+  const int largest = std::max(tokens_, bounds.tokens);
+  slice_tokens_ = slices_ > 0 ? (largest + slices_ - 1) / slices_ : 0;
 }
 
 void StepInputs::Upload(const Batch& batch) {
@@ -67,9 +92,10 @@ void StepInputs::Upload(const Batch& batch) {
   int32_t* ids = staging_.Place(tokens_, &ids_);
   std::copy(batch.tokens.begin(), batch.tokens.end(), ids);
   std::fill(ids + count, ids + tokens_, 0);
-  int32_t* positions = staging_.Place(tokens_, &positions_);
+  const int all_positions = std::max(tokens_, slice_tokens_ * slices_);
+  int32_t* positions = staging_.Place(all_positions, &positions_);
   std::copy(batch.positions.begin(), batch.positions.end(), positions);
-  std::fill(positions + count, positions + tokens_, -1);
+  std::fill(positions + count, positions + all_positions, -1);
   int64_t* cache_rows = staging_.Place(tokens_, &cache_rows_);
   for (const BatchRow& row : batch.rows) {
     for (int32_t pos = row.start_pos; pos < row.start_pos + row.num_tokens; ++pos) {

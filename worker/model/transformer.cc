@@ -3,14 +3,6 @@
 #include <utility>
 
 namespace hadal {
-namespace {
-
-// The element `count` activations after `base`.
-void* Offset(void* base, int64_t count, DType dtype) {
-  return static_cast<uint8_t*>(base) + count * DTypeSize(dtype);
-}
-
-}  // namespace
 
 StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config, const Layout& layout,
                                              const Checkpoint& checkpoint, Backend* backend,
@@ -34,10 +26,11 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
       cache_dtype_(CacheDType(config)),
       layer_cache_bytes_(LayerCacheBytes(config, options.kv_blocks)),
       softmax_scale_(config.SoftmaxScale()),
-      inputs_(backend, options, config.max_seq_len),
+      inputs_(backend, layout, options, config.max_seq_len),
       cache_(backend->Allocate(config.n_layers * layer_cache_bytes_)),
       expanded_(config, layout, backend, options),
-      experts_(config, backend, comm_, ExchangeRows(config, layout, options)) {
+      experts_(config, backend, comm_, ExchangeRows(config, layout, options)),
+      fixed_experts_(config, layout, backend, comm_, options) {
   MakeWorkspace(config, layout, options, backend->activation_dtype(), backend, &space_);
   backend_->Reserve(StepOpLimits(config, layout, options));
   const std::vector<float> table = RopeTable(config);
@@ -61,6 +54,7 @@ void Transformer::Prepare(const Batch& batch) {
   HADAL_CHECK(static_cast<int>(batch.tokens.size()) <= options_.max_step_tokens &&
                   static_cast<int>(batch.rows.size()) <= options_.max_rows,
               "{} tokens in {} rows", batch.tokens.size(), batch.rows.size());
+  HADAL_CHECK(batch.step.tokens <= options_.max_step_tokens);
   inputs_.Upload(batch);
   expanded_.Choose(batch);
   tokens_ = inputs_.tokens();
@@ -69,11 +63,6 @@ void Transformer::Prepare(const Batch& batch) {
   for (int32_t pos : batch.positions) {
     served_.push_back(pos % layout_.tensor_parallel == layout_.tp_rank());
   }
-}
-
-// The exchange of tokens decides on the host what to send.
-uint64_t Transformer::replay_key() const {
-  return layout_.data_parallel > 1 ? 0 : inputs_.replay_key();
 }
 
 void Transformer::Forward() {
@@ -209,66 +198,6 @@ void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q, cons
                         .x_head_stride = latent, .w = w.uv.get(), .y = space_.attn_out->data,
                         .y_stride = int64_t{heads_} * v_dim, .y_head_stride = v_dim,
                         .m = tokens, .heads = heads_});
-}
-
-void Transformer::FeedForward(const LayerWeights& layer) {
-  if (layer.is_moe) {
-    Moe(layer.moe);
-  } else {
-    backend_->Mlp({.x = space_.normed->data, .w13 = layer.dense.w13.get(),
-                   .w2 = layer.dense.w2.get(), .width = layer.dense.width,
-                   .out = space_.delta->data, .tokens = tokens_});
-  }
-  SumOverGroup(space_.delta->data, tokens_ * config_.dim);
-}
-
-// delta = this rank's part of shared and routed experts; the sum over the group completes both.
-void Transformer::Moe(const MoeWeights& w) {
-  if (tokens_ > 0) Route(w);
-  if (layout_.data_parallel > 1) {
-    experts_.Run(w, {.x = space_.normed->data, .ids = space_.expert_ids->as<int32_t>(),
-                     .weights = space_.expert_weights->as<float>(),
-                     .local_index = space_.local_index->as<int32_t>(), .served = served_.data(),
-                     .count = tokens_, .out = space_.delta->data});
-    return;
-  }
-  backend_->Moe({.x = space_.normed->data,
-                 .ids = space_.expert_ids->as<int32_t>(),
-                 .weights = space_.expert_weights->as<float>(),
-                 .local_index = space_.local_index->as<int32_t>(),
-                 .w13 = w.w13.get(),
-                 .w2 = w.w2.get(),
-                 .shared = {.w13 = w.shared.w13.get(), .w2 = w.shared.w2.get(),
-                            .width = w.shared.width},
-                 .out = space_.delta->data,
-                 .tokens = tokens_,
-                 .top_k = static_cast<int>(config_.n_activated_experts),
-                 .experts = static_cast<int>(config_.n_routed_experts),
-                 .dim = config_.dim,
-                 .width = config_.moe_inter_dim});
-}
-
-void Transformer::Route(const MoeWeights& w) {
-  const bool grouped = config_.topk_method != TopkMethod::kGreedy;
-  backend_->Route({.x = space_.normed->data,
-                   .gate = w.gate->as<float>(),
-                   .bias = w.bias == nullptr ? nullptr : w.bias->as<float>(),
-                   .positions = inputs_.positions(),
-                   .tokens = tokens_,
-                   .dim = config_.dim,
-                   .experts = static_cast<int>(config_.n_routed_experts),
-                   .top_k = static_cast<int>(config_.n_activated_experts),
-                   .groups = grouped ? static_cast<int>(config_.n_expert_groups) : 1,
-                   .limited_groups = grouped ? static_cast<int>(config_.n_limited_groups) : 1,
-                   .score = config_.score_func == ScoreFunc::kSoftmax ? RouterScore::kSoftmax
-                                                                      : RouterScore::kSigmoid,
-                   .group_score = config_.topk_method == TopkMethod::kNoAuxTc
-                                      ? GroupScore::kTopTwoSum
-                                      : GroupScore::kMax,
-                   .normalise = config_.norm_topk_prob,
-                   .route_scale = config_.route_scale,
-                   .ids = space_.expert_ids->as<int32_t>(),
-                   .weights = space_.expert_weights->as<float>()});
 }
 
 const void* Transformer::LogitInputs(int first, int count) {

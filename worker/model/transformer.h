@@ -5,6 +5,7 @@
 
 #include "worker/model/expanded_prompt.h"
 #include "worker/model/expert_exchange.h"
+#include "worker/model/fixed_exchange.h"
 #include "worker/model/model.h"
 #include "worker/model/step_inputs.h"
 #include "worker/model/weights.h"
@@ -20,7 +21,7 @@ class Transformer final : public Model {
               const ModelOptions& options, ModelWeights weights);
 
   void Prepare(const Batch& batch) override;
-  uint64_t replay_key() const override;
+  uint64_t replay_key() const override { return inputs_.replay_key(); }
   int logit_rows() const override { return inputs_.logits(); }
   void Forward() override;
   const float* Logits(int first, int count) override;
@@ -41,7 +42,9 @@ class Transformer final : public Model {
   void AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache);
   void FeedForward(const LayerWeights& layer);
   void Moe(const MoeWeights& w);
-  void Route(const MoeWeights& w);
+  void MoeOverGroups(const MoeWeights& w);
+  // Experts of `count` tokens from `first` on, to the front of expert_ids and expert_weights.
+  void Route(const MoeWeights& w, int first, int count);
   // residual += delta, then normed = norm(residual).
   void AddAndNorm(const DeviceBuffer& weight);
   void SumOverGroup(void* data, int64_t count);
@@ -62,7 +65,9 @@ class Transformer final : public Model {
   StepInputs inputs_;
   std::unique_ptr<DeviceBuffer> cache_;  // [layers, kv_blocks * kBlockSize, latent_dim]
   ExpandedPrompt expanded_;
+  // One of them with D > 1.
   ExpertExchange experts_;
+  FixedExchange fixed_experts_;
 
   // The step in progress.
   int tokens_ = 0;

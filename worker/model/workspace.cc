@@ -17,7 +17,8 @@ int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks) {
 }
 
 int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const ModelOptions& options) {
-  if (layout.data_parallel == 1 || config.n_dense_layers >= config.n_layers) return 0;
+  if (layout.data_parallel == 1 || options.fixed_exchange) return 0;
+  if (config.n_dense_layers >= config.n_layers) return 0;
   return ExpertExchange::EvenRows(config, layout, options.max_step_tokens);
 }
 
@@ -32,6 +33,7 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   const int parts = layout.tensor_parallel;
   const int64_t act = DTypeSize(activation);
   const int64_t n = StepInputs::PaddedTokens(options);
+  const int64_t sliced = std::max(n, int64_t{StepInputs::MaxSliceTokens(layout, options)} * parts);
   const int64_t rows = options.max_step_logits;
   const int64_t heads = config.n_heads / parts;
   const int64_t own_vocab = SplitRange(config.vocab_size, parts, layout.tp_rank()).size();
@@ -40,8 +42,8 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   const int64_t top_k = config.n_activated_experts;
   Workspace& w = *workspace;
   make(&w.residual, n * config.dim, act);
-  make(&w.normed, n * config.dim, act);
-  make(&w.delta, n * config.dim, act);
+  make(&w.normed, sliced * config.dim, act);
+  make(&w.delta, sliced * config.dim, act);
   make(&w.attn_in, n * ((compressed ? config.q_lora_rank : q_width) + config.latent_dim()), act);
   make(&w.q_normed, n * config.q_lora_rank, act);
   make(&w.q, compressed ? n * q_width : 0, act);
@@ -66,6 +68,7 @@ OpLimits StepOpLimits(const ModelConfig& config, const Layout& layout, const Mod
   const int parts = layout.tensor_parallel;
   const bool moe = config.n_dense_layers < config.n_layers;
   const int tokens = StepInputs::PaddedTokens(options);
+  const int64_t exchanged = int64_t{StepInputs::MaxSliceTokens(layout, options)} * layout.world();
   return {.tokens = tokens,
           .logit_rows = options.max_step_logits,
           .dim = config.dim,
@@ -81,8 +84,9 @@ OpLimits StepOpLimits(const ModelConfig& config, const Layout& layout, const Mod
           .experts = moe ? static_cast<int>(config.n_routed_experts) : 0,
           .local_experts = moe ? static_cast<int>(config.n_routed_experts / layout.world()) : 0,
           .top_k = static_cast<int>(config.n_activated_experts),
-          // Tokens of all groups that may choose an expert here; more come when routing is uneven.
-          .moe_tokens = int64_t{tokens} * (layout.data_parallel > 1 ? layout.data_parallel : 1),
+          // Tokens of all groups may choose an expert here; with an ExpertExchange more rows come when
+          // routing is uneven.
+          .moe_tokens = std::max(int64_t{tokens} * layout.data_parallel, exchanged),
           .moe_width = config.moe_inter_dim,
           .vocab = config.vocab_size};
 }

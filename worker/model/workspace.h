@@ -10,6 +10,11 @@
 
 namespace hadal {
 
+// The element `count` activations after `base`.
+inline void* Offset(void* base, int64_t count, DType dtype) {
+  return static_cast<uint8_t*>(base) + count * DTypeSize(dtype);
+}
+
 // Of the latent cache.
 DType CacheDType(const ModelConfig& config);
 int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks);
@@ -23,8 +28,9 @@ struct Workspace {
   using Buffer = std::unique_ptr<DeviceBuffer>;
 
   Buffer residual;      // [N, dim] act
-  Buffer normed;        // [N, dim] act: input of a block
-  Buffer delta;         // [N, dim] act: a block's output, added to the residual by the next norm
+  Buffer normed;        // [N or all slices, dim] act: input of a block
+  Buffer delta;         // [N or all slices, dim] act: a block's output, added to the residual by the
+                        // next norm
   Buffer attn_in;       // [N, q_in + latent_dim] act, see AttentionWeights::in
   Buffer q_normed;      // [N, q_lora_rank] act
   Buffer q;             // [N, heads, qk_head_dim] act; q_lora only, else part of attn_in

@@ -14,6 +14,19 @@ constexpr int kPieceRows = 32;
 
 constexpr std::chrono::seconds kLongStep(1);
 
+StepBounds BoundsOf(const StepPlan& plan) {
+  StepBounds bounds{.decodes_only = true};
+  for (const GroupPlan& group : plan.groups) {
+    bounds.tokens = std::max(bounds.tokens, static_cast<int32_t>(group.tokens.size()));
+    for (const PlanRow& row : group.rows) {
+      bounds.context = std::max(bounds.context, int64_t{row.start_pos} + row.num_tokens);
+      bounds.decodes_only = bounds.decodes_only && row.kind == RowKind::kDecode &&
+                            row.num_tokens == 1 && row.sample && !row.prompt_logprobs;
+    }
+  }
+  return bounds;
+}
+
 }  // namespace
 
 int StepRunner::LogitRows(const Backend& backend, int max_slots) {
@@ -29,6 +42,7 @@ StepRunner::StepRunner(Model* model, Backend* backend, CommGroup comm, const Lay
       comm_(std::move(comm)),
       layout_(layout),
       keeps_results_(layout.rank == 0 || layout.data_parallel > 1),
+      max_step_tokens_(capacity.max_step_tokens),
       logit_rows_(LogitRows(*backend, capacity.max_slots)),
       max_uses_(StepInputs::PaddedTokens({.max_step_tokens = capacity.max_step_tokens,
                                           .max_rows = capacity.max_slots})),
@@ -66,15 +80,19 @@ Status StepRunner::Launch(const StepPlan& plan) {
   }
   const GroupPlan& own = plan.groups[layout_.dp_rank()];
   HADAL_RETURN_IF_ERROR(slots_.Apply(own, &batch_));
+  batch_.step = BoundsOf(plan);
+  if (batch_.step.tokens > max_step_tokens_) {
+    return InvalidArgument("plan has {} tokens of a group, groups take {}", batch_.step.tokens,
+                           max_step_tokens_);
+  }
   uses_ = ListLogitUses(own);
   HADAL_CHECK(uses_.size() == batch_.logit_tokens.size());
   const auto launched = std::chrono::steady_clock::now();
   model_->Prepare(batch_);
   StageUses(own);
-  backend_->Replay(ReplayKey(), [this] {
-    model_->Forward();
-    RunLogits();
-  });
+  // Apart, since ranks must record what they exchange together, and groups sample in their own ways.
+  backend_->Replay(model_->replay_key(), [this] { model_->Forward(); });
+  backend_->Replay(LogitsKey(), [this] { RunLogits(); });
   if (keeps_results_) {
     StartResults(plan, own);
     flights_.back().launched = launched;
@@ -128,8 +146,8 @@ void StepRunner::StageUses(const GroupPlan& plan) {
   staging_.Upload();
 }
 
-// Everything that RunLogits() depends on beside the shape.
-uint64_t StepRunner::ReplayKey() const {
+// Everything that RunLogits() depends on. No key of the model, whose high bits are clear.
+uint64_t StepRunner::LogitsKey() const {
   const uint64_t shape = model_->replay_key();
   if (shape == 0) return 0;
   return shape | static_cast<uint64_t>(vocab_limit_) << 36 | uint64_t{any_top_} << 62 |

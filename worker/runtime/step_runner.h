@@ -81,7 +81,7 @@ class StepRunner {
 
   std::vector<LogitUse> ListLogitUses(const GroupPlan& plan) const;
   void StageUses(const GroupPlan& plan);
-  uint64_t ReplayKey() const;
+  uint64_t LogitsKey() const;
   void RunLogits();
   void StartResults(const StepPlan& plan, const GroupPlan& own);
   GroupResult FinishGroup(Flight* flight) const;
@@ -95,6 +95,7 @@ class StepRunner {
   const CommGroup comm_;
   const Layout layout_;
   const bool keeps_results_;         // this rank calls Collect()
+  const int max_step_tokens_;
   const int logit_rows_;             // of one piece
   const int max_uses_;
   int32_t vocab_limit_;

@@ -31,12 +31,15 @@ struct F32Case {
     }
   }
 
-  ModelGroup Load(int tensor_parallel, int data_parallel, const std::string& isa) const {
+  ModelGroup Load(int tensor_parallel, int data_parallel, const std::string& isa,
+                  bool fixed_exchange = false) const {
     return ModelGroup(dir, {.tensor_parallel = tensor_parallel,
                             .data_parallel = data_parallel,
                             .isa = isa,
                             .max_step_tokens = kMaxStepTokens,
-                            .kv_blocks = kv_blocks});
+                            .kv_blocks = kv_blocks,
+                            .replays = fixed_exchange,
+                            .fixed_exchange = fixed_exchange});
   }
 
   std::string dir;
@@ -97,6 +100,20 @@ TEST_CASE("F32 log-probabilities and greedy tokens match float64 in every layout
       fmt::print("{}, layout {} x {}\n", shape, t, d);
       ModelGroup group = test.Load(t, d, "portable");
       CheckSchemes(test, &group, d, /*all=*/true);
+    }
+  }
+}
+
+// As on cards: every step of a layout with D > 1 has the shape of its largest group.
+TEST_CASE("F32 log-probabilities match float64 when tokens travel in fixed numbers") {
+  for (const std::string& shape : ReferenceShapes()) {
+    const F32Case test(shape);
+    for (const auto& [t, d] : {std::pair(1, 2), {1, 4}, {2, 2}}) {
+      INFO(shape << ", layout " << t << " x " << d);
+      fmt::print("{}, layout {} x {}, fixed exchange\n", shape, t, d);
+      ModelGroup group = test.Load(t, d, "portable", /*fixed_exchange=*/true);
+      CheckSchemes(test, &group, d, /*all=*/true);
+      CHECK(group.replayable_steps() > 0);
     }
   }
 }

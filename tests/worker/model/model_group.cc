@@ -13,6 +13,7 @@
 #include "tests/worker/model/staged_communicator.h"
 #include "worker/backends.h"
 #include "worker/comm/thread_communicator.h"
+#include "worker/model/fixed_exchange.h"
 
 namespace hadal::testing {
 namespace {
@@ -21,6 +22,22 @@ constexpr int kMaxLogits = 64;
 constexpr int kExpandedTokens = 64;  // fewer than some prompts have
 constexpr int kMaxRows = 64;
 constexpr double kTimeoutSeconds = 60;
+
+// Every token's logits are wanted.
+StepBounds BoundsOf(const StepSpec& step) {
+  StepBounds bounds{.decodes_only = true};
+  for (const auto& group : step) {
+    int32_t tokens = 0;
+    for (const RowSpec& row : group) {
+      tokens += row.count;
+      bounds.context = std::max<int64_t>(bounds.context, row.start + row.count);
+      bounds.decodes_only =
+          bounds.decodes_only && row.kind == RowKind::kDecode && row.count == 1;
+    }
+    bounds.tokens = std::max(bounds.tokens, tokens);
+  }
+  return bounds;
+}
 
 void ThrowIfError(const Status& status) {
   if (!status.ok()) throw std::runtime_error(status.ToString());
@@ -78,13 +95,18 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
       comm.act_world = std::make_shared<StagedCommunicator>(comm.world, backends_[rank].get());
       comm.act_tensor = std::make_shared<StagedCommunicator>(comm.tensor, backends_[rank].get());
     }
+    const Backend& made = *backends_[rank];
+    const ModelOptions model_options{
+        .kv_blocks = options_.kv_blocks,
+        .max_step_tokens = options_.max_step_tokens,
+        .max_rows = kMaxRows,
+        .max_step_logits = kMaxLogits,
+        .expanded_tokens = kExpandedTokens,
+        .replays = cuda ? made.replays() : options_.replays,
+        .fixed_exchange =
+            cuda ? FixedExchangePays(config_, layout(rank), made) : options_.fixed_exchange};
     auto model = Model::Load(config_, layout(rank), **checkpoint, backends_[rank].get(), comms_[rank],
-                             {.kv_blocks = options_.kv_blocks,
-                              .max_step_tokens = options_.max_step_tokens,
-                              .max_rows = kMaxRows,
-                              .max_step_logits = kMaxLogits,
-                              .expanded_tokens = kExpandedTokens},
-                             nullptr);
+                             model_options, nullptr);
     ThrowIfError(model.status());
     models_[rank] = std::move(*model);
   });
@@ -151,7 +173,9 @@ void ModelGroup::RunRank(int rank, const TokenLists& sequences, const std::vecto
         targets.push_back(&(*logits)[row.sequence][pos]);
       }
     }
+    batch.step = BoundsOf(step);
     models_[rank]->Prepare(batch);
+    if (rank == 0 && models_[rank]->replay_key() != 0) ++replayable_steps_;
     // A step of a rank alone that can be replayed is; its logits are then all there.
     const bool replayed = world() == 1 && models_[rank]->replay_key() != 0;
     if (replayed) {

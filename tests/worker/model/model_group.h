@@ -35,6 +35,9 @@ struct ModelGroupOptions {
   int threads = 1;           // of each rank
   int max_step_tokens = 0;
   int kv_blocks = 0;         // of each D group
+  // On the CPU; a CUDA device has what pays there.
+  bool replays = false;
+  bool fixed_exchange = false;
 };
 
 // Whether ranks can compute on a GPU; says so when not.
@@ -49,6 +52,9 @@ class ModelGroup {
   // Runs the steps on all ranks and returns the logits of every token. Block tables are drawn from
   // `seed`. Throws when the ranks of a D group disagree in a bit.
   SequenceLogits Run(const TokenLists& sequences, const std::vector<StepSpec>& steps, uint64_t seed);
+
+  // How many steps had a shape that can be replayed.
+  int replayable_steps() const { return replayable_steps_; }
 
   const ModelConfig& config() const { return config_; }
   const ModelGroupOptions& options() const { return options_; }
@@ -72,6 +78,7 @@ class ModelGroup {
   std::vector<std::unique_ptr<Model>> models_;      // [ranks]
   std::vector<const float*> replayed_logits_;       // [ranks] where replayed steps leave them
   std::vector<std::vector<int32_t>> tables_;        // [sequence]
+  int replayable_steps_ = 0;                        // of rank 0
   uint64_t first_sequence_ = 0;                     // BatchRow::sequence of the first one
 };
 

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <tuple>
 
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
@@ -21,13 +22,15 @@ constexpr int kMaxStepTokens = 200;
 
 // A tiny F32 model on the ranks of one layout, and their runners.
 struct Fixture {
-  explicit Fixture(int tensor_parallel = 1, int data_parallel = 1) {
+  explicit Fixture(int tensor_parallel = 1, int data_parallel = 1, bool fixed_exchange = false) {
     WriteTinyCheckpoint(dir.path(), TinyConfig(DType::kF32), seed);
     models = std::make_unique<ModelGroup>(
         dir.path(), ModelGroupOptions{.tensor_parallel = tensor_parallel,
                                       .data_parallel = data_parallel,
                                       .max_step_tokens = kMaxStepTokens,
-                                      .kv_blocks = kBlocks});
+                                      .kv_blocks = kBlocks,
+                                      .replays = fixed_exchange,
+                                      .fixed_exchange = fixed_exchange});
     runners = std::make_unique<RunnerGroup>(
         models.get(), GroupCapacity{.tensor_parallel = tensor_parallel,
                                     .data_parallel = data_parallel,
@@ -91,9 +94,10 @@ StepPlan Alone(const GroupPlan& plan, const Fixture& fixture, int group = 0) {
 }
 
 TEST_CASE("greedy tokens and their log-probabilities are those of the model's logits") {
-  for (const auto& [t, d] : {std::pair(1, 1), {2, 1}, {1, 2}, {2, 2}}) {
-    CAPTURE(t, d);
-    Fixture fixture(t, d);
+  for (const auto& [t, d, fixed] : {std::tuple(1, 1, false), {2, 1, false}, {1, 2, false},
+                                    {2, 2, false}, {1, 2, true}, {2, 2, true}}) {
+    CAPTURE(t, d, fixed);
+    Fixture fixture(t, d, fixed);
     const int group = d - 1;  // the last one
     std::vector<int32_t> tokens = fixture.RandomTokens(70);
     const int prompt = static_cast<int>(tokens.size());
@@ -223,6 +227,11 @@ TEST_CASE("every rank refuses a plan that is not possible") {
   CHECK(fixture.runners->Run(plan).status().code() == StatusCode::kInvalidArgument);
   plan.groups.resize(2);
   CHECK(fixture.runners->Run(plan).status().code() == StatusCode::kInvalidArgument);
+
+  Fixture groups(1, 2, /*fixed_exchange=*/true);
+  plan.groups[1].tokens.resize(kMaxStepTokens + 1);  // too many for the other rank's group
+  plan.groups[0] = PromptPlan(0, 0, groups.RandomTokens(5), {});
+  CHECK(groups.runners->Run(plan).status().code() == StatusCode::kInvalidArgument);
 }
 
 }  // namespace

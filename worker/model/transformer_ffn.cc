@@ -1,0 +1,92 @@
+// The second half of each layer: dense, or routed and shared experts.
+#include "worker/model/transformer.h"
+
+namespace hadal {
+
+void Transformer::FeedForward(const LayerWeights& layer) {
+  if (layer.is_moe) {
+    Moe(layer.moe);
+  } else {
+    backend_->Mlp({.x = space_.normed->data, .w13 = layer.dense.w13.get(),
+                   .w2 = layer.dense.w2.get(), .width = layer.dense.width,
+                   .out = space_.delta->data, .tokens = tokens_});
+  }
+  SumOverGroup(space_.delta->data, tokens_ * config_.dim);
+}
+
+// delta = this rank's part of shared and routed experts; the sum over the group completes both.
+void Transformer::Moe(const MoeWeights& w) {
+  if (layout_.data_parallel > 1) return MoeOverGroups(w);
+  Route(w, 0, tokens_);
+  backend_->Moe({.x = space_.normed->data,
+                 .ids = space_.expert_ids->as<int32_t>(),
+                 .weights = space_.expert_weights->as<float>(),
+                 .local_index = space_.local_index->as<int32_t>(),
+                 .w13 = w.w13.get(),
+                 .w2 = w.w2.get(),
+                 .shared = {.w13 = w.shared.w13.get(), .w2 = w.shared.w2.get(),
+                            .width = w.shared.width},
+                 .out = space_.delta->data,
+                 .tokens = tokens_,
+                 .top_k = static_cast<int>(config_.n_activated_experts),
+                 .experts = static_cast<int>(config_.n_routed_experts),
+                 .dim = config_.dim,
+                 .width = config_.moe_inter_dim});
+}
+
+void Transformer::MoeOverGroups(const MoeWeights& w) {
+  const auto* ids = space_.expert_ids->as<int32_t>();
+  const auto* weights = space_.expert_weights->as<float>();
+  const auto* local_index = space_.local_index->as<int32_t>();
+  if (!options_.fixed_exchange) {
+    Route(w, 0, tokens_);
+    experts_.Run(w, {.x = space_.normed->data, .ids = ids, .weights = weights,
+                     .local_index = local_index, .served = served_.data(), .count = tokens_,
+                     .out = space_.delta->data});
+    return;
+  }
+  const int count = inputs_.slice_tokens(), first = layout_.tp_rank() * count;
+  const DType act = backend_->activation_dtype();
+  Route(w, first, count);
+  const bool shared = w.shared.width > 0;
+  if (shared && tokens_ > 0) {
+    backend_->Mlp({.x = space_.normed->data, .w13 = w.shared.w13.get(), .w2 = w.shared.w2.get(),
+                   .width = w.shared.width, .out = space_.delta->data, .tokens = tokens_});
+  } else if (tokens_ > 0 && layout_.tensor_parallel > 1) {
+    // Other ranks add the rest of the group's sum: rows of zeros, as for ids outside of a vocabulary.
+    backend_->Embed({.ids = inputs_.ids(), .last_tokens = last_tokens(), .tokens = tokens_,
+                     .table = space_.normed->data, .table_dtype = act, .dim = config_.dim,
+                     .out = space_.delta->data});
+  }
+  fixed_experts_.Run(w, {.x = Offset(space_.normed->data, first * config_.dim, act), .ids = ids,
+                         .weights = weights, .local_index = local_index, .count = count,
+                         .out = Offset(space_.delta->data, first * config_.dim, act),
+                         .accumulate = shared});
+}
+
+void Transformer::Route(const MoeWeights& w, int first, int count) {
+  if (count == 0) return;
+  const bool grouped = config_.topk_method != TopkMethod::kGreedy;
+  backend_->Route({.x = Offset(space_.normed->data, first * config_.dim,
+                               backend_->activation_dtype()),
+                   .gate = w.gate->as<float>(),
+                   .bias = w.bias == nullptr ? nullptr : w.bias->as<float>(),
+                   .positions = inputs_.positions() + first,
+                   .tokens = count,
+                   .dim = config_.dim,
+                   .experts = static_cast<int>(config_.n_routed_experts),
+                   .top_k = static_cast<int>(config_.n_activated_experts),
+                   .groups = grouped ? static_cast<int>(config_.n_expert_groups) : 1,
+                   .limited_groups = grouped ? static_cast<int>(config_.n_limited_groups) : 1,
+                   .score = config_.score_func == ScoreFunc::kSoftmax ? RouterScore::kSoftmax
+                                                                      : RouterScore::kSigmoid,
+                   .group_score = config_.topk_method == TopkMethod::kNoAuxTc
+                                      ? GroupScore::kTopTwoSum
+                                      : GroupScore::kMax,
+                   .normalise = config_.norm_topk_prob,
+                   .route_scale = config_.route_scale,
+                   .ids = space_.expert_ids->as<int32_t>(),
+                   .weights = space_.expert_weights->as<float>()});
+}
+
+}  // namespace hadal
