@@ -13,6 +13,7 @@
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
 #include "worker/model/expert_exchange.h"
+#include "worker/model/fixed_exchange.h"
 #include "worker/model/workspace.h"
 
 namespace hadal {
@@ -23,8 +24,10 @@ constexpr const char* kDescription =
     "travel to the ranks that own them, and their outputs come back.\n\n"
     "  mpirun -n 2 hadal-exchange-bench --model DIR --backend cuda\n\n"
     "DIR needs a config.json only. One JSON line for each number of tokens: us is the time of a layer's\n"
-    "exchange and experts on the slowest rank, from call to end, without the shared expert; experts_us\n"
-    "what computing the rows that arrive takes alone.";
+    "exchange and experts on the slowest rank, from call to end, without the shared expert, when every\n"
+    "token goes to the ranks that it needs; fixed_us when all tokens go everywhere, and\n"
+    "fixed_replayed_us when that is replayed; experts_us what computing the rows that arrive takes\n"
+    "alone.";
 
 constexpr int kRepeats = 5;  // the median counts
 
@@ -71,10 +74,12 @@ class ExchangeBench {
     moe_ = &weights_.layers[0].moe;
     moe_->shared = {};
     const int most = *std::max_element(options_.tokens.begin(), options_.tokens.end());
-    const ModelOptions model{.kv_blocks = 1, .max_step_tokens = most, .max_rows = 1, .max_step_logits = 1};
+    ModelOptions model{.kv_blocks = 1, .max_step_tokens = most, .max_rows = 1, .max_step_logits = 1};
     backend_->Reserve(StepOpLimits(config_, layout_, model));
     exchange_ = std::make_unique<ExpertExchange>(config_, backend_.get(), comm_,
                                                  ExchangeRows(config_, layout_, model));
+    model.fixed_exchange = true;
+    fixed_ = std::make_unique<FixedExchange>(config_, layout_, backend_.get(), comm_, model);
     local_index_ = Upload(ExpertPlacement(config_.n_routed_experts, place_.world).LocalIndices(place_.rank));
     return OkStatus();
   }
@@ -82,12 +87,15 @@ class ExchangeBench {
   void Run() {
     for (const int tokens : options_.tokens) {
       const double us = TimeExchange(tokens);
+      const double fixed_us = TimeFixed(tokens, /*replayed=*/false);
+      const double replayed_us = TimeFixed(tokens, /*replayed=*/true);
       const double experts_us = TimeExperts(tokens);
       if (place_.rank != 0) continue;
       const nlohmann::json line = {
           {"collective", "expert_exchange"}, {"dtype", DTypeName(config_.dtype)}, {"dim", config_.dim},
           {"experts", config_.n_routed_experts}, {"tokens", tokens}, {"ranks", place_.world},
-          {"communicator", "hadal"}, {"us", us}, {"experts_us", experts_us}};
+          {"communicator", "hadal"}, {"us", us}, {"fixed_us", fixed_us},
+          {"fixed_replayed_us", replayed_us}, {"experts_us", experts_us}};
       fmt::print("{}\n", line.dump());
       std::fflush(stdout);
     }
@@ -103,6 +111,20 @@ class ExchangeBench {
                              .weights = rows.weights->as<float>(),
                              .local_index = local_index_->as<int32_t>(), .served = served.data(),
                              .count = tokens, .out = rows.out->data});
+    });
+  }
+
+  double TimeFixed(int tokens, bool replayed) {
+    std::mt19937 rng(static_cast<uint32_t>(place_.rank + 1));
+    const Rows rows(this, DrawExperts(config_, tokens, &rng));
+    const uint64_t key = replayed ? ++last_key_ : 0;  // of these buffers
+    return Median([&] {
+      backend_->Replay(key, [&] {
+        fixed_->Run(*moe_, {.x = rows.x->data, .ids = rows.ids->as<int32_t>(),
+                            .weights = rows.weights->as<float>(),
+                            .local_index = local_index_->as<int32_t>(), .count = tokens,
+                            .out = rows.out->data});
+      });
     });
   }
 
@@ -189,7 +211,9 @@ class ExchangeBench {
   ModelWeights weights_;
   MoeWeights* moe_ = nullptr;
   std::unique_ptr<ExpertExchange> exchange_;
+  std::unique_ptr<FixedExchange> fixed_;
   BufferPtr local_index_;
+  uint64_t last_key_ = 0;
 };
 
 Status Measure(const Options& options, const MpiPlace& place) {
