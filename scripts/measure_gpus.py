@@ -63,6 +63,7 @@ def parse():
     add = parser.add_argument
     add("--gpus", type=int, default=2, help="cards, and ranks of the larger layouts (default 2)")
     add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="only these")
+    add("--layouts", nargs="+", help="correct, faults, serve: only these of 1x1, Nx1 and 1xN")
     add("--out", default="gpus.jsonl", help="file for the JSON lines (default gpus.jsonl)")
     add("--demo", help="folder of the demo model; without it, it is left out")
     add("--backend", choices=("cuda", "cpu"), default="cuda")

@@ -23,9 +23,10 @@ class Layout:
         return ("--tensor-parallel", str(self.tensor), "--data-parallel", str(self.data))
 
 
-def layouts(gpus):
-    """One card, then all cards as T and as D."""
-    return [Layout(1, 1), Layout(gpus, 1), Layout(1, gpus)]
+def layouts(run):
+    """One card, then all cards as T and as D; of these the ones that --layouts names."""
+    found = [Layout(1, 1), Layout(run.gpus, 1), Layout(1, run.gpus)]
+    return [layout for layout in found if run.layouts is None or str(layout) in run.layouts]
 
 
 class Cluster(Deployment):

@@ -6,7 +6,7 @@ import sys
 
 import numpy as np
 
-from gpus.cluster import Cluster, layouts
+from gpus.cluster import Cluster, Layout, layouts
 from gpus.processes import run as run_command
 from gpus.report import progress
 from reference import safetensors_file
@@ -96,18 +96,17 @@ def check_cases(run):
     begin = run.clock.left()
     cases = make_cases(run)
     progress(f"{len(cases)} checkpoints of seed {run.seed} made in {begin - run.clock.left():.0f} s")
-    one, *others = layouts(run.gpus)
     with concurrent.futures.ThreadPoolExecutor(run.parallel) as pool:
         jobs = {(case, layout): pool.submit(serve_case, run, case, layout)
-                for case in cases for layout in (one, *others)}
+                for case in cases for layout in layouts(run)}
         for case in cases:
             alone = None
-            for layout in (one, *others):
+            for layout in (key[1] for key in jobs if key[0] == case):
                 values = {"case": case.name, "layout": str(layout)}
                 try:
                     got, verdict = jobs[case, layout].result()
                     values |= verdict
-                    if layout is one:
+                    if layout.ranks == 1:
                         alone = got
                     elif alone is not None:
                         values["from_1x1"] = float(np.abs(got - alone).max())
@@ -133,10 +132,9 @@ def check_demo(run):
         return
     os.environ["HADAL_DEMO_MODEL"] = str(run.demo)  # the test reads it when it is imported
     import demo_model_test as demo  # pylint: disable=import-outside-toplevel,import-error
-    one, *others = layouts(run.gpus)
-    alone = ask_all(run, demo, one)
-    progress(f"demo model in {one}: {alone[0]['text'].split('.')[0]!r}")
-    for layout in others:
+    alone = ask_all(run, demo, Layout(1, 1))
+    progress(f"demo model in 1x1: {alone[0]['text'].split('.')[0]!r}")
+    for layout in (layout for layout in layouts(run) if layout.ranks > 1):
         answers = ask_all(run, demo, layout)
         parted = [(a, demo.parting(a, b)) for a, b in zip(alone, answers)]
         gaps = [demo.gap(a, position) for a, position in parted if position is not None]

@@ -1,12 +1,13 @@
 """Section faults: a rank is killed or hangs under load, and a new group takes its streams over."""
 
+import itertools
 import json
 import os
 import random
 import signal
 import time
 
-from gpus.cluster import Cluster, Layout
+from gpus.cluster import Cluster, layouts
 from gpus.report import progress
 from gpus.serve import model_folder
 
@@ -96,8 +97,7 @@ def run_section(run):
     config = json.loads(run.config.read_text())
     config["n_layers"] = min(config["n_layers"], LAYERS)
     model = model_folder(run, "faults", config)
-    cases = [(Layout(run.gpus, 1), "killed"), (Layout(1, run.gpus), "killed"),
-             (Layout(run.gpus, 1), "hangs")]
+    cases = itertools.product((layout for layout in layouts(run) if layout.ranks > 1), FAULTS)
     for layout, name in cases:
         values = {"rank_1": name, "layout": str(layout), "streams": STREAMS}
         try:

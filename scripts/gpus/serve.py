@@ -129,7 +129,7 @@ def run_section(run):
         run.report.add("serve", "ceilings of one card", ok=False, error=str(error))
     for name, config in configs(run).items():
         model = model_folder(run, f"serve-{name}", config)
-        for layout in layouts(run.gpus):
+        for layout in layouts(run):
             try:
                 Serving(run, name, config, layout, ceilings).all(model)
             except RuntimeError as error:
