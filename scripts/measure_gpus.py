@@ -63,7 +63,7 @@ def parse():
     add = parser.add_argument
     add("--gpus", type=int, default=2, help="cards, and ranks of the larger layouts (default 2)")
     add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="only these")
-    add("--layouts", nargs="+", help="correct, faults, serve: only these of 1x1, Nx1 and 1xN")
+    add("--layouts", nargs="+", help="correct, faults, serve: T x D, as 1x2 (default 1x1 Nx1 1xN)")
     add("--out", default="gpus.jsonl", help="file for the JSON lines (default gpus.jsonl)")
     add("--demo", help="folder of the demo model; without it, it is left out")
     add("--backend", choices=("cuda", "cpu"), default="cuda")
@@ -76,6 +76,8 @@ def parse():
     add("--dtypes", nargs="+", default=["f32", "bf16", "fp8"], help="correct, serve: only these types")
     add("--streams", type=int, nargs="+", default=[1, 8, 64, 256], help="serve: (default 1 8 64 256)")
     add("--prompt-tokens", type=int, default=512, help="serve: of decode's streams (default 512)")
+    add("--prompts", type=int, nargs="+", default=[4, 16],
+        help="serve: prompts at a time, when there is nothing else (default 4 16)")
     add("--prefill-tokens", type=int, default=2048, help="serve: of prompts alone (default 2048)")
     add("--fault-tokens", type=int, default=4000, help="faults: of a stream (default 4000)")
     return parser.parse_args()

@@ -70,9 +70,8 @@ class ExchangeBench {
                                                   .weights = config_.dtype}));
     HADAL_ASSIGN_OR_RETURN(comm_, ConnectBackend(comm_, *backend_, layout_, /*timeout_s=*/60));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint, MakeDummyCheckpoint(config_, /*seed=*/0));
-    HADAL_ASSIGN_OR_RETURN(weights_, LoadWeights(config_, layout_, *checkpoint, backend_.get(), nullptr));
+    HADAL_ASSIGN_OR_RETURN(weights_, LoadWeights(config_, layout_, /*shared=*/{}, *checkpoint, backend_.get(), nullptr));
     moe_ = &weights_.layers[0].moe;
-    moe_->shared = {};
     const int most = *std::max_element(options_.tokens.begin(), options_.tokens.end());
     ModelOptions model{.kv_blocks = 1, .max_step_tokens = most, .max_rows = 1, .max_step_logits = 1};
     backend_->Reserve(StepOpLimits(config_, layout_, model));

@@ -24,9 +24,9 @@ class Layout:
 
 
 def layouts(run):
-    """One card, then all cards as T and as D; of these the ones that --layouts names."""
-    found = [Layout(1, 1), Layout(run.gpus, 1), Layout(1, run.gpus)]
-    return [layout for layout in found if run.layouts is None or str(layout) in run.layouts]
+    """Those of --layouts; without it one card, then all cards as T and as D."""
+    names = run.layouts or ["1x1", f"{run.gpus}x1", f"1x{run.gpus}"]
+    return [Layout(*map(int, name.split("x"))) for name in names]
 
 
 class Cluster(Deployment):

@@ -25,7 +25,7 @@ class StepCost:
         experts, chosen = c["n_routed_experts"], c["n_activated_experts"]
         touched = experts * (1 - (1 - chosen / experts) ** tokens)
         one = 3 * c["dim"] * c["moe_inter_dim"]
-        return one * (touched / self.world + c["n_shared_experts"] / self.tensor)
+        return one * (touched + c["n_shared_experts"]) / self.world
 
     def decode_bytes(self, sequences, context):
         """Of one token for each sequence, on one rank; sequences are those of all D groups."""

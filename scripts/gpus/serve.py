@@ -9,7 +9,6 @@ from gpus.processes import run as run_command
 from gpus.report import progress
 
 ROUNDS = 8  # of prompts
-PROMPTS = 4
 CEILING_LAYERS = 2  # the ceilings are of the card, not of the model
 
 
@@ -55,7 +54,7 @@ def kv_blocks(run):
     """What the largest test needs in one D group, also when groups are filled unevenly."""
     decode = max(streams * -(-(run.prompt_tokens + answer_tokens(streams)) // 64 + 1)
                  for streams in run.streams)
-    return max(decode, PROMPTS * (run.prefill_tokens // 64 + 2)) + 64
+    return max(decode, max(run.prompts) * (run.prefill_tokens // 64 + 2)) + 64
 
 
 class Serving:
@@ -89,16 +88,16 @@ class Serving:
                        "percent_of_rank_floor": 100 * rank / self.read / step}
         self._add("decode", got, streams=streams, prompt=run.prompt_tokens, tokens=tokens, **values)
 
-    def prefill(self, cluster):
+    def prefill(self, cluster, prompts):
         length = self.run.prefill_tokens
-        self._bench(cluster, PROMPTS, PROMPTS, length, 1)
-        got = self._bench(cluster, PROMPTS, PROMPTS * ROUNDS, length, 1)
+        self._bench(cluster, prompts, prompts, length, 1)
+        got = self._bench(cluster, prompts, prompts * ROUNDS, length, 1)
         rate = got["completed"] * length / got["seconds"]
         values = {"prompt_tok_s": rate, "ttft_ms": got["ttft_ms"]["p50"]}
         if self.multiply:
             flops = self.whole.prompt_flops(length) * rate
             values["percent_of_matmul"] = 100 * flops / self.layout.ranks / self.multiply
-        self._add("prefill", got, prompts=PROMPTS, prompt=length, rounds=ROUNDS, **values)
+        self._add("prefill", got, prompts=prompts, prompt=length, rounds=ROUNDS, **values)
 
     def _add(self, what, got, **values):
         self.run.report.add("serve", what, **self.place, **values, errors=str(got["errors"] or ""),
@@ -112,7 +111,8 @@ class Serving:
             run.report.add("serve", "start", **self.place, ready_s=cluster.ready_s)
             for streams in run.streams:
                 self._try("decode", lambda: self.decode(cluster, streams), streams=streams)
-            self._try("prefill", lambda: self.prefill(cluster))
+            for prompts in run.prompts:
+                self._try("prefill", lambda: self.prefill(cluster, prompts), prompts=prompts)
 
     def _try(self, what, measure, **values):
         try:

@@ -1,22 +1,17 @@
 #include "worker/model/fixed_exchange.h"
 
-#include <numeric>
-#include <vector>
-
 #include "worker/model/step_inputs.h"
 
 namespace hadal {
 
-FixedExchange::Room FixedExchange::RoomFor(const Layout& layout, const ModelOptions& options) {
-  const int64_t own = StepInputs::MaxSliceTokens(layout, options);
-  return {own * layout.world(), own};
+int64_t FixedExchange::MaxRows(const Layout& layout, const ModelOptions& options) {
+  return int64_t{StepInputs::MaxSliceTokens(layout, options)} * layout.world();
 }
 
 int64_t FixedExchange::Bytes(const ModelConfig& config, const Layout& layout, DType activation,
                              const ModelOptions& options) {
-  const auto [all, own] = RoomFor(layout, options);
-  return (2 * all + own) * config.dim * DTypeSize(activation) +
-         all * config.n_activated_experts * 8 + own * 4;
+  const int64_t choice_bytes = config.n_activated_experts * 8;
+  return MaxRows(layout, options) * (2 * config.dim * DTypeSize(activation) + choice_bytes);
 }
 
 FixedExchange::FixedExchange(const ModelConfig& config, const Layout& layout, Backend* backend,
@@ -27,18 +22,13 @@ FixedExchange::FixedExchange(const ModelConfig& config, const Layout& layout, Ba
       width_(config.moe_inter_dim),
       backend_(backend),
       world_(comm.act_world) {
-  const auto [all, own] = RoomFor(layout, options);
-  if (own == 0) return;
+  const int64_t rows = MaxRows(layout, options);
+  if (rows == 0) return;
   const int64_t row_bytes = dim_ * DTypeSize(backend->activation_dtype());
-  x_ = backend->Allocate(all * row_bytes);
-  ids_ = backend->Allocate(all * top_k_ * 4);
-  weights_ = backend->Allocate(all * top_k_ * 4);
-  partial_ = backend->Allocate(all * row_bytes);
-  sums_ = backend->Allocate(own * row_bytes);
-  row_of_ = backend->Allocate(own * 4);
-  std::vector<int32_t> rows(own);
-  std::iota(rows.begin(), rows.end(), 0);
-  backend->CopyToDevice(row_of_->data, rows.data(), own * 4);
+  x_ = backend->Allocate(rows * row_bytes);
+  ids_ = backend->Allocate(rows * top_k_ * 4);
+  weights_ = backend->Allocate(rows * top_k_ * 4);
+  partial_ = backend->Allocate(rows * row_bytes);
 }
 
 void FixedExchange::Run(const MoeWeights& weights, const Tokens& tokens) {
@@ -50,24 +40,21 @@ void FixedExchange::Run(const MoeWeights& weights, const Tokens& tokens) {
       {tokens.ids, ids_->data, choices * 4},
       {tokens.weights, weights_->data, choices * 4}};
   world_->AllGatherEach(gathers);
+  const MlpWeights& shared = weights.shared;
   backend_->Moe({.x = x_->data,
                  .ids = ids_->as<int32_t>(),
                  .weights = weights_->as<float>(),
                  .local_index = tokens.local_index,
                  .w13 = weights.w13.get(),
                  .w2 = weights.w2.get(),
-                 .shared = {},
+                 .shared = {.w13 = shared.w13.get(), .w2 = shared.w2.get(), .width = shared.width},
                  .out = partial_->data,
                  .tokens = tokens.count * world_->size(),
                  .top_k = top_k_,
                  .experts = experts_,
                  .dim = dim_,
                  .width = width_});
-  void* const sums = tokens.accumulate ? sums_->data : tokens.out;
-  world_->ReduceScatterSum(partial_->data, sums, tokens.count * dim_, act);
-  if (!tokens.accumulate) return;
-  backend_->AddRows({.rows = sums, .row_of = row_of_->as<int32_t>(), .out = tokens.out,
-                     .accumulate = true, .tokens = tokens.count, .width = 1, .dim = dim_});
+  world_->ReduceScatterSum(partial_->data, tokens.out, tokens.count * dim_, act);
 }
 
 bool FixedExchangePays(const ModelConfig& config, const Layout& layout, const Backend& backend) {

@@ -12,10 +12,11 @@
 
 namespace hadal {
 
-// The routed experts of one layer when every token travels to every rank of the world (D > 1): each
-// rank computes what its experts add to all tokens, and sums over the ranks return to each its own.
-// Sizes depend on the number of tokens alone and nothing is decided on the host, so such a layer can be
-// replayed. Moves world / fan-out times the bytes of an ExpertExchange. One thread.
+// The experts of one layer when every token travels to every rank of the world (D > 1): each rank
+// computes what its routed experts and its piece of the shared ones add to all tokens, and sums over
+// the ranks return to each its own. Sizes depend on the number of tokens alone and nothing is decided
+// on the host, so such a layer can be replayed. Moves world / fan-out times the bytes of an
+// ExpertExchange. One thread.
 class FixedExchange {
  public:
   // Of its buffers.
@@ -34,20 +35,15 @@ class FixedExchange {
     const int32_t* local_index = nullptr;  // [experts] as in MoeParams
     int count = 0;                         // the same on every rank of the world
     void* out = nullptr;                   // [count, dim] act
-    bool accumulate = false;               // add to out, or overwrite it
   };
 
-  // out (+)= the weighted outputs of all chosen experts. Every rank of the world calls it. Throws
-  // CommError.
+  // out = the weighted outputs of all chosen experts and the shared ones. Every rank of the world calls
+  // it, with its SharedWidth() of the shared experts. Throws CommError.
   void Run(const MoeWeights& weights, const Tokens& tokens);
 
  private:
-  // Rows of all ranks, and of one, in the largest step.
-  struct Room {
-    int64_t all = 0;
-    int64_t own = 0;
-  };
-  static Room RoomFor(const Layout& layout, const ModelOptions& options);
+  // Rows of all ranks in the largest step.
+  static int64_t MaxRows(const Layout& layout, const ModelOptions& options);
 
   const int64_t dim_;
   const int top_k_;
@@ -55,12 +51,10 @@ class FixedExchange {
   const int64_t width_;
   Backend* const backend_;
   const std::shared_ptr<Communicator> world_;
-  std::unique_ptr<DeviceBuffer> x_;         // [all, dim] act
-  std::unique_ptr<DeviceBuffer> ids_;       // [all, top_k] int32
-  std::unique_ptr<DeviceBuffer> weights_;   // [all, top_k] float
-  std::unique_ptr<DeviceBuffer> partial_;   // [all, dim] act: what this rank's experts add
-  std::unique_ptr<DeviceBuffer> sums_;      // [own, dim] act
-  std::unique_ptr<DeviceBuffer> row_of_;    // [own] int32: 0, 1, 2 ..
+  std::unique_ptr<DeviceBuffer> x_;         // [MaxRows, dim] act
+  std::unique_ptr<DeviceBuffer> ids_;       // [MaxRows, top_k] int32
+  std::unique_ptr<DeviceBuffer> weights_;   // [MaxRows, top_k] float
+  std::unique_ptr<DeviceBuffer> partial_;   // [MaxRows, dim] act: what this rank adds
 };
 
 // Whether a token goes to at least half of the ranks anyway, on a backend that gains by replaying.

@@ -28,7 +28,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Bac
   const int64_t act = DTypeSize(activation);
   Workspace unused;
   const int64_t exchange = ExchangeRows(config, layout, options);
-  return {.weights = PlanWeightBytes(config, layout, backend),
+  return {.weights = PlanWeightBytes(config, layout, SharedWidth(config, layout, options), backend),
           .kv_per_block = config.n_layers * LayerCacheBytes(config, 1),
           .workspace = MakeWorkspace(config, layout, options, activation, nullptr, &unused) +
                        StepInputs::Bytes(layout, options, config.max_seq_len) +

@@ -9,7 +9,8 @@ StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config, const La
                                              CommGroup comm, const ModelOptions& options,
                                              const Progress& progress) {
   HADAL_ASSIGN_OR_RETURN(ModelWeights weights,
-                         LoadWeights(config, layout, checkpoint, backend, progress));
+                         LoadWeights(config, layout, SharedWidth(config, layout, options),
+                                     checkpoint, backend, progress));
   return std::unique_ptr<Model>(std::make_unique<Transformer>(
       config, layout, backend, std::move(comm), options, std::move(weights)));
 }

@@ -42,7 +42,7 @@ class Transformer final : public Model {
   void AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache);
   void FeedForward(const LayerWeights& layer);
   void Moe(const MoeWeights& w);
-  void MoeOverGroups(const MoeWeights& w);
+  void MoeOverWorld(const MoeWeights& w);
   // Experts of `count` tokens from `first` on, to the front of expert_ids and expert_weights.
   void Route(const MoeWeights& w, int first, int count);
   // residual += delta, then normed = norm(residual).

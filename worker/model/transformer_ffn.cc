@@ -4,6 +4,7 @@
 namespace hadal {
 
 void Transformer::FeedForward(const LayerWeights& layer) {
+  if (layer.is_moe && options_.fixed_exchange) return MoeOverWorld(layer.moe);
   if (layer.is_moe) {
     Moe(layer.moe);
   } else {
@@ -16,12 +17,20 @@ void Transformer::FeedForward(const LayerWeights& layer) {
 
 // delta = this rank's part of shared and routed experts; the sum over the group completes both.
 void Transformer::Moe(const MoeWeights& w) {
-  if (layout_.data_parallel > 1) return MoeOverGroups(w);
   Route(w, 0, tokens_);
+  const auto* ids = space_.expert_ids->as<int32_t>();
+  const auto* weights = space_.expert_weights->as<float>();
+  const auto* local_index = space_.local_index->as<int32_t>();
+  if (layout_.data_parallel > 1) {
+    experts_.Run(w, {.x = space_.normed->data, .ids = ids, .weights = weights,
+                     .local_index = local_index, .served = served_.data(), .count = tokens_,
+                     .out = space_.delta->data});
+    return;
+  }
   backend_->Moe({.x = space_.normed->data,
-                 .ids = space_.expert_ids->as<int32_t>(),
-                 .weights = space_.expert_weights->as<float>(),
-                 .local_index = space_.local_index->as<int32_t>(),
+                 .ids = ids,
+                 .weights = weights,
+                 .local_index = local_index,
                  .w13 = w.w13.get(),
                  .w2 = w.w2.get(),
                  .shared = {.w13 = w.shared.w13.get(), .w2 = w.shared.w2.get(),
@@ -34,34 +43,20 @@ void Transformer::Moe(const MoeWeights& w) {
                  .width = config_.moe_inter_dim});
 }
 
-void Transformer::MoeOverGroups(const MoeWeights& w) {
-  const auto* ids = space_.expert_ids->as<int32_t>();
-  const auto* weights = space_.expert_weights->as<float>();
-  const auto* local_index = space_.local_index->as<int32_t>();
-  if (!options_.fixed_exchange) {
-    Route(w, 0, tokens_);
-    experts_.Run(w, {.x = space_.normed->data, .ids = ids, .weights = weights,
-                     .local_index = local_index, .served = served_.data(), .count = tokens_,
-                     .out = space_.delta->data});
-    return;
-  }
+// delta = shared and routed experts, of this rank's slice of the tokens and then of the whole group's.
+void Transformer::MoeOverWorld(const MoeWeights& w) {
   const int count = inputs_.slice_tokens(), first = layout_.tp_rank() * count;
   const DType act = backend_->activation_dtype();
+  void* const slice = Offset(space_.delta->data, first * config_.dim, act);
   Route(w, first, count);
-  const bool shared = w.shared.width > 0;
-  if (shared && tokens_ > 0) {
-    backend_->Mlp({.x = space_.normed->data, .w13 = w.shared.w13.get(), .w2 = w.shared.w2.get(),
-                   .width = w.shared.width, .out = space_.delta->data, .tokens = tokens_});
-  } else if (tokens_ > 0 && layout_.tensor_parallel > 1) {
-    // Other ranks add the rest of the group's sum: rows of zeros, as for ids outside of a vocabulary.
-    backend_->Embed({.ids = inputs_.ids(), .last_tokens = last_tokens(), .tokens = tokens_,
-                     .table = space_.normed->data, .table_dtype = act, .dim = config_.dim,
-                     .out = space_.delta->data});
-  }
-  fixed_experts_.Run(w, {.x = Offset(space_.normed->data, first * config_.dim, act), .ids = ids,
-                         .weights = weights, .local_index = local_index, .count = count,
-                         .out = Offset(space_.delta->data, first * config_.dim, act),
-                         .accumulate = shared});
+  fixed_experts_.Run(w, {.x = Offset(space_.normed->data, first * config_.dim, act),
+                         .ids = space_.expert_ids->as<int32_t>(),
+                         .weights = space_.expert_weights->as<float>(),
+                         .local_index = space_.local_index->as<int32_t>(),
+                         .count = count,
+                         .out = slice});
+  if (layout_.tensor_parallel == 1) return;
+  comm_.act_tensor->AllGather(slice, space_.delta->data, count * config_.dim * DTypeSize(act));
 }
 
 void Transformer::Route(const MoeWeights& w, int first, int count) {

@@ -8,11 +8,13 @@ namespace {
 // Walks the model in the order of its layers; the same walk loads and counts.
 class WeightWalk {
  public:
-  WeightWalk(const ModelConfig& config, const Layout& layout, WeightReader* reader)
+  WeightWalk(const ModelConfig& config, const Layout& layout, const Range& shared,
+             WeightReader* reader)
       : config_(config),
         reader_(*reader),
         heads_(SplitRange(config.n_heads, layout.tensor_parallel, layout.tp_rank())),
         experts_(SplitRange(config.n_routed_experts, layout.world(), layout.rank)),
+        shared_(shared),
         layout_(layout) {}
 
   ModelWeights Walk() {
@@ -110,9 +112,7 @@ class WeightWalk {
     }
     moe.w13 = reader_.Pack(w13);
     moe.w2 = reader_.Pack(w2);
-    if (config_.n_shared_experts > 0) {
-      moe.shared = Mlp(prefix + "shared_experts.", Split(config_.shared_inter_dim()));
-    }
+    if (shared_.size() > 0) moe.shared = Mlp(prefix + "shared_experts.", shared_);
     return moe;
   }
 
@@ -120,24 +120,27 @@ class WeightWalk {
   WeightReader& reader_;
   const Range heads_;
   const Range experts_;
+  const Range shared_;
   const Layout layout_;
 };
 
 }  // namespace
 
 StatusOr<ModelWeights> LoadWeights(const ModelConfig& config, const Layout& layout,
-                                   const Checkpoint& checkpoint, Backend* backend,
+                                   const Range& shared, const Checkpoint& checkpoint,
+                                   Backend* backend,
                                    const std::function<void(int64_t, int64_t)>& progress) {
   WeightReader reader(config, &checkpoint, backend, progress,
-                      PlanWeightBytes(config, layout, *backend));
-  ModelWeights weights = WeightWalk(config, layout, &reader).Walk();
+                      PlanWeightBytes(config, layout, shared, *backend));
+  ModelWeights weights = WeightWalk(config, layout, shared, &reader).Walk();
   HADAL_RETURN_IF_ERROR(reader.status());
   return weights;
 }
 
-int64_t PlanWeightBytes(const ModelConfig& config, const Layout& layout, const Backend& backend) {
+int64_t PlanWeightBytes(const ModelConfig& config, const Layout& layout, const Range& shared,
+                        const Backend& backend) {
   WeightReader reader(config, backend);
-  return WeightWalk(config, layout, &reader).Walk().bytes;
+  return WeightWalk(config, layout, shared, &reader).Walk().bytes;
 }
 
 }  // namespace hadal

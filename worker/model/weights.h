@@ -62,12 +62,14 @@ struct ModelWeights {
   int64_t bytes = 0;    // of everything above
 };
 
-// Reads this rank's slices. `progress` may be null.
+// Reads this rank's slices; `shared`: that of the shared experts' width. `progress` may be null.
 StatusOr<ModelWeights> LoadWeights(const ModelConfig& config, const Layout& layout,
-                                   const Checkpoint& checkpoint, Backend* backend,
+                                   const Range& shared, const Checkpoint& checkpoint,
+                                   Backend* backend,
                                    const std::function<void(int64_t, int64_t)>& progress);
 
 // ModelWeights::bytes of what LoadWeights would load.
-int64_t PlanWeightBytes(const ModelConfig& config, const Layout& layout, const Backend& backend);
+int64_t PlanWeightBytes(const ModelConfig& config, const Layout& layout, const Range& shared,
+                        const Backend& backend);
 
 }  // namespace hadal

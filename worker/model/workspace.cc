@@ -16,6 +16,14 @@ int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks) {
   return blocks * kBlockSize * config.latent_dim() * DTypeSize(CacheDType(config));
 }
 
+Range SharedWidth(const ModelConfig& config, const Layout& layout, const ModelOptions& options) {
+  const int64_t width = config.shared_inter_dim();
+  if (!options.fixed_exchange) return SplitRange(width, layout.tensor_parallel, layout.tp_rank());
+  const int64_t unit = config.dtype == DType::kF8E4M3 ? config.scale_block : 1;
+  const Range units = SplitRange((width + unit - 1) / unit, layout.world(), layout.rank);
+  return {units.begin * unit, std::min(units.end * unit, width)};
+}
+
 int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const ModelOptions& options) {
   if (layout.data_parallel == 1 || options.fixed_exchange) return 0;
   if (config.n_dense_layers >= config.n_layers) return 0;
@@ -73,7 +81,7 @@ OpLimits StepOpLimits(const ModelConfig& config, const Layout& layout, const Mod
           .logit_rows = options.max_step_logits,
           .dim = config.dim,
           .mlp_width = std::max(SplitRange(config.inter_dim, parts, layout.tp_rank()).size(),
-                                SplitRange(config.shared_inter_dim(), parts, layout.tp_rank()).size()),
+                                SharedWidth(config, layout, options).size()),
           .heads = static_cast<int>(config.n_heads / parts),
           .latent_rank = static_cast<int>(config.kv_lora_rank),
           .nope_dim = static_cast<int>(config.qk_nope_head_dim),

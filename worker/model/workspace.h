@@ -19,6 +19,10 @@ inline void* Offset(void* base, int64_t count, DType dtype) {
 DType CacheDType(const ModelConfig& config);
 int64_t LayerCacheBytes(const ModelConfig& config, int64_t blocks);
 
+// This rank's piece of the shared experts' width: of T pieces; with a FixedExchange, which brings all
+// tokens to all ranks, of T * D, and of FP8 in whole scale blocks.
+Range SharedWidth(const ModelConfig& config, const Layout& layout, const ModelOptions& options);
+
 // Rows that ExpertExchange makes room for.
 int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const ModelOptions& options);
 
