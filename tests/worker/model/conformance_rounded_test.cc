@@ -54,19 +54,22 @@ class RoundedCase {
     }
   }
 
-  void Check(int tensor_parallel, int data_parallel, const std::string& isa) {
+  void Check(int tensor_parallel, int data_parallel, const std::string& isa,
+             bool fixed_exchange = false) {
     ModelGroup group(dir_, {.tensor_parallel = tensor_parallel,
                             .data_parallel = data_parallel,
                             .isa = isa,
                             .max_step_tokens = kMaxStepTokens,
-                            .kv_blocks = kv_blocks_});
+                            .kv_blocks = kv_blocks_,
+                            .fixed_exchange = fixed_exchange});
     // Ranks of the odd shapes that share a matrix cut its scale blocks: none of them is multiplied in
     // FP8 then.
     const bool fp8_inputs = fp8_inputs_emulation_ && (whole_slices_ || tensor_parallel == 1) &&
                             RoundsInputsToFp8(*group.backend(0));
     const ErrorSummary& emulation = fp8_inputs ? *fp8_inputs_emulation_ : emulation_;
-    const std::string setting = fmt::format("{} x {}, {}{}", tensor_parallel, data_parallel, isa,
-                                            fp8_inputs ? ", FP8 inputs" : "");
+    const std::string setting = fmt::format("{} x {}, {}{}{}", tensor_parallel, data_parallel, isa,
+                                            fp8_inputs ? ", FP8 inputs" : "",
+                                            fixed_exchange ? ", fixed" : "");
     std::vector<int> third;
     for (const auto& tokens : sequences_) third.push_back(static_cast<int>(tokens.size()) / 3);
     Compare(&group, setting, WholeScheme(sequences_, data_parallel, kMaxStepTokens), emulation);
@@ -145,9 +148,12 @@ void CheckShapes(const std::string& dtype) {
     RoundedCase test(shape, dtype);
     test.Check(1, 1, best);
     test.Check(2, 2, best);
+    test.Check(1, 2, best, /*fixed_exchange=*/true);
     test.Check(1, 1, "portable");
   }
-  RoundedCase(kWideShape, dtype).Check(2, 2, best);
+  RoundedCase wide(kWideShape, dtype);
+  wide.Check(2, 2, best);
+  wide.Check(2, 2, best, /*fixed_exchange=*/true);
 }
 
 void CheckShapesOnCuda(const std::string& dtype) {
