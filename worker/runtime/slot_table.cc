@@ -1,6 +1,21 @@
 #include "worker/runtime/slot_table.h"
 
+#include <algorithm>
+
 namespace hadal {
+
+StepBounds BoundsOf(const StepPlan& plan) {
+  StepBounds bounds{.decodes_only = true};
+  for (const GroupPlan& group : plan.groups) {
+    bounds.tokens = std::max(bounds.tokens, static_cast<int32_t>(group.tokens.size()));
+    for (const PlanRow& row : group.rows) {
+      bounds.context = std::max(bounds.context, int64_t{row.start_pos} + row.num_tokens);
+      bounds.decodes_only = bounds.decodes_only && row.kind == RowKind::kDecode &&
+                            row.num_tokens == 1 && row.sample && !row.prompt_logprobs;
+    }
+  }
+  return bounds;
+}
 
 SlotTable::SlotTable(const GroupCapacity& capacity, int32_t vocab_size, int64_t max_seq_len)
     : capacity_(capacity),

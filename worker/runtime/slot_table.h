@@ -9,6 +9,9 @@
 
 namespace hadal {
 
+// For Batch::step.
+StepBounds BoundsOf(const StepPlan& plan);
+
 // The sequences of one D group as its ranks know them: which slots are taken, how each samples, and
 // where its KV blocks are. Identical on all ranks of the group. One thread.
 class SlotTable {

@@ -14,19 +14,6 @@ constexpr int kPieceRows = 32;
 
 constexpr std::chrono::seconds kLongStep(1);
 
-StepBounds BoundsOf(const StepPlan& plan) {
-  StepBounds bounds{.decodes_only = true};
-  for (const GroupPlan& group : plan.groups) {
-    bounds.tokens = std::max(bounds.tokens, static_cast<int32_t>(group.tokens.size()));
-    for (const PlanRow& row : group.rows) {
-      bounds.context = std::max(bounds.context, int64_t{row.start_pos} + row.num_tokens);
-      bounds.decodes_only = bounds.decodes_only && row.kind == RowKind::kDecode &&
-                            row.num_tokens == 1 && row.sample && !row.prompt_logprobs;
-    }
-  }
-  return bounds;
-}
-
 }  // namespace
 
 int StepRunner::LogitRows(const Backend& backend, int max_slots) {
@@ -81,9 +68,11 @@ Status StepRunner::Launch(const StepPlan& plan) {
   const GroupPlan& own = plan.groups[layout_.dp_rank()];
   HADAL_RETURN_IF_ERROR(slots_.Apply(own, &batch_));
   batch_.step = BoundsOf(plan);
-  if (batch_.step.tokens > max_step_tokens_) {
-    return InvalidArgument("plan has {} tokens of a group, groups take {}", batch_.step.tokens,
-                           max_step_tokens_);
+  if (batch_.step.tokens > max_step_tokens_ ||
+      batch_.step.context > model_->config().max_seq_len) {
+    return InvalidArgument("plan has a group with {} tokens and a context of {}, groups take {} and {}",
+                           batch_.step.tokens, batch_.step.context, max_step_tokens_,
+                           model_->config().max_seq_len);
   }
   uses_ = ListLogitUses(own);
   HADAL_CHECK(uses_.size() == batch_.logit_tokens.size());
