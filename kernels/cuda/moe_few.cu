@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_few.h"
+#include "kernels/cuda/moe_few_f8.h"
 #include "kernels/cuda/moe_few_w13.cuh"
 #include "kernels/cuda/moe_few_w2.cuh"
 
@@ -12,7 +13,6 @@ namespace {
 // of bf16 fit an SM together, so that w2 fetches while w13 ends.
 constexpr int kW13Slots = 5;
 constexpr int kW2Slots = 4;
-constexpr int64_t kMaxSharedBytes = 227 * 1024;
 
 int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
@@ -40,18 +40,22 @@ FewArgs ArgsOf(const MoeParams& p) {
   return a;
 }
 
+void SetHidden(const MoeParams& p, CudaContext& context, FewArgs& a) {
+  a.hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * p.top_k * a.hidden_stride);
+  a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
+}
+
 template <typename W>
 void LaunchFew(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   FewArgs a = ArgsOf(p);
-  a.hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * p.top_k * a.hidden_stride);
-  a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
+  SetHidden(p, context, a);
   const auto w13 = FewW13Kernel<W, kW13Slots>;
   const auto w2 = FewW2Kernel<W, kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kMaxSharedBytes)));
-    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kMaxSharedBytes)));
+    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kFewSharedBytes)));
+    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kFewSharedBytes)));
     return true;
   }();
   (void)once;
@@ -81,16 +85,21 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   // w13 starts at whole scale blocks: its k is never cut.
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
   FewArgs a = ArgsOf(p);
+  if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
   const int64_t bytes = dtype == DType::kBF16 ? FewW13SharedBytes<bf16>(a, kW13Slots)
                                               : FewW13SharedBytes<fp8>(a, kW13Slots);
-  return bytes <= kMaxSharedBytes;
+  return bytes <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {
   if (p.w13->dtype == DType::kBF16) {
     LaunchFew<bf16>(p, context);
   } else {
-    LaunchFew<fp8>(p, context);
+    DeviceScratch::Scope scope(context.scratch);
+    FewArgs a = ArgsOf(p);
+    SetHidden(p, context, a);
+    const int rows = std::min(p.tokens * p.top_k, p.w13->count);
+    LaunchFewF8Experts(a, p.w13->count, rows, context);
   }
 }
 

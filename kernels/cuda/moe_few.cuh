@@ -13,6 +13,7 @@ inline constexpr int kFewRows = 64;      // (token, choice) pairs
 inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
+inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
 
 struct FewArgs {
   const void* x = nullptr;  // [tokens, dim] bf16
@@ -46,8 +47,8 @@ struct alignas(16) FewJobs {
 
 // Does not depend on earlier kernels.
 __device__ inline void LoadLocalIndex(const FewArgs& a, FewJobs& jobs) {
-  for (int i = threadIdx.x; i < a.experts; i += kFewThreads) jobs.local[i] = a.local_index[i];
-  for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += kFewThreads) {
+  for (int i = threadIdx.x; i < a.experts; i += blockDim.x) jobs.local[i] = a.local_index[i];
+  for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += blockDim.x) {
     jobs.row[i / kFewTokens][i % kFewTokens] = -1;
     jobs.weight[i / kFewTokens][i % kFewTokens] = 0;
   }

@@ -1,0 +1,71 @@
+#include <algorithm>
+
+#include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/moe_stream.h"
+#include "kernels/cuda/moe_stream_f8.cuh"
+
+namespace hadal::cuda {
+namespace {
+
+template <typename Shape>
+void LaunchShape(const StreamF8Args& args, int max_items, CudaContext& context) {
+  const auto kernel = StreamF8Kernel<Shape>;
+  static const bool once = [&] {
+    HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                    Shape::kSharedBytes));
+    return true;
+  }();
+  (void)once;
+  Launch(kernel, std::clamp(max_items, 1, context.sm_count), kStreamF8Threads, Shape::kSharedBytes,
+         context, args);
+}
+
+template <int kTokens>
+void LaunchTokens(const StreamF8Args& a, bool gated, int max_items, CudaContext& context) {
+  gated ? LaunchShape<StreamF8Shape<true, kTokens>>(a, max_items, context)
+        : LaunchShape<StreamF8Shape<false, kTokens>>(a, max_items, context);
+}
+
+}  // namespace
+
+bool StreamF8Fits(const MoeParams& p, const CudaContext& context) {
+  return context.arch == 90 && p.w13->dtype == DType::kF8E4M3 && p.width % 8 == 0 &&
+         p.shared.width % 8 == 0;
+}
+
+void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, int tokens,
+                    int max_items, CudaContext& context) {
+  DeviceScratch::Scope scope(context.scratch);
+  StreamF8Args a{};
+  const auto set = [&](const StreamPart& part, int count, const int32_t* there, StreamF8Part& to) {
+    static_cast<StreamPart&>(to) = part;
+    to.split = SplitRows(part.x, count, there, part.k, part.w.k_lead, context);
+  };
+  const auto map = [&](const StreamPart& part, int matrices) {
+    return gated ? PairMap(part.w, matrices) : RowMap(part.w, matrices);
+  };
+  set(args.experts, rows.count, rows.there, a.experts);
+  a.experts_map = a.shared_map = map(args.experts, rows.matrices);
+  if (args.shared.n > 0) {
+    a.shared_map = map(args.shared, 1);
+    if (args.shared.x == args.experts.x) {
+      static_cast<StreamPart&>(a.shared) = args.shared;
+      a.shared.split = a.experts.split;
+    } else {
+      set(args.shared, args.shared.rows, nullptr, a.shared);
+    }
+  }
+  if (tokens == 32) {
+    LaunchTokens<32>(a, gated, max_items, context);
+  } else {
+    LaunchTokens<64>(a, gated, max_items, context);
+  }
+}
+
+int64_t StreamF8Bytes(int64_t tokens, const OpLimits& limits) {
+  const int64_t rows = tokens * limits.top_k;
+  return std::max(SplitRowsBytes(tokens, limits.dim),
+                  SplitRowsBytes(rows, limits.moe_width) + SplitRowsBytes(tokens, limits.mlp_width));
+}
+
+}  // namespace hadal::cuda
