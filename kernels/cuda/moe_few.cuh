@@ -40,14 +40,17 @@ struct alignas(16) FewJobs {
   int row[kFewRows][kFewTokens];       // token * top_k + choice; -1 then
   int count;
   int expert[kFewRows];
-  int expert_of_row[kFewRows];
-  int is_first[kFewRows];
+  int first_row[kFewExperts];  // of an expert; kFewRows: none
+  int job_of[kFewExperts];
   int local[kFewExperts];
 };
 
 // Does not depend on earlier kernels.
-__device__ inline void LoadLocalIndex(const FewArgs& a, FewJobs& jobs) {
-  for (int i = threadIdx.x; i < a.experts; i += blockDim.x) jobs.local[i] = a.local_index[i];
+__device__ inline void PrepareJobs(const FewArgs& a, FewJobs& jobs) {
+  for (int i = threadIdx.x; i < kFewExperts; i += blockDim.x) {
+    jobs.first_row[i] = kFewRows;
+    if (i < a.experts) jobs.local[i] = a.local_index[i];
+  }
   for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += blockDim.x) {
     jobs.row[i / kFewTokens][i % kFewTokens] = -1;
     jobs.weight[i / kFewTokens][i % kFewTokens] = 0;
@@ -55,38 +58,38 @@ __device__ inline void LoadLocalIndex(const FewArgs& a, FewJobs& jobs) {
   __syncthreads();
 }
 
-// By all threads, after LoadLocalIndex().
+// By one warp, after PrepareJobs(); the others need a barrier.
 __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
-  const int rows = a.tokens * a.top_k, i = static_cast<int>(threadIdx.x);
-  int expert = -1;
-  if (i < rows) {
-    const int id = __ldcg(a.ids + i);
-    if (id >= 0 && id < a.experts) expert = jobs.local[id];
-    jobs.expert_of_row[i] = expert;
+  constexpr int kPerLane = kFewRows / 32;
+  const int lane = threadIdx.x % 32, rows = a.tokens * a.top_k;
+  int expert[kPerLane], before = 0;
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    const int i = u * 32 + lane, id = i < rows ? __ldcg(a.ids + i) : -1;
+    expert[u] = id >= 0 && id < a.experts ? jobs.local[id] : -1;
+    if (expert[u] >= 0) atomicMin(&jobs.first_row[expert[u]], i);
   }
-  __syncthreads();
-  int first = i;
-  if (i < rows) {
-    for (int j = i - 1; j >= 0; --j) {
-      if (jobs.expert_of_row[j] == expert) first = j;
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    const bool first = expert[u] >= 0 && jobs.first_row[expert[u]] == u * 32 + lane;
+    const unsigned all = __ballot_sync(0xffffffffu, first);
+    const int job = before + __popc(all & ((1u << lane) - 1));
+    if (first) {
+      jobs.expert[job] = expert[u];
+      jobs.job_of[expert[u]] = job;
     }
-    jobs.is_first[i] = expert >= 0 && first == i;
+    before += __popc(all);
   }
-  __syncthreads();
-  if (i < rows) {
-    int job = 0;
-    for (int j = 0; j < first; ++j) job += jobs.is_first[j];
-    if (expert >= 0) {
-      jobs.expert[job] = expert;
-      jobs.row[job][i / a.top_k] = i;
-      jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
-    }
-    if (i == rows - 1) {
-      for (int j = first; j < rows; ++j) job += jobs.is_first[j];
-      jobs.count = job;
-    }
+  if (lane == 0) jobs.count = before;
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    if (expert[u] < 0) continue;
+    const int i = u * 32 + lane, job = jobs.job_of[expert[u]];
+    jobs.row[job][i / a.top_k] = i;
+    jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
   }
-  __syncthreads();
 }
 
 // A ring slot of one warp: 128 bytes of each of 16 weight rows, where a lane finds what it copied.

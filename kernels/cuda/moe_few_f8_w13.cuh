@@ -27,20 +27,34 @@ struct F8Tokens {
 
   // By all consumers.
   __device__ void Load(const FewArgs& a) const {
+    constexpr int kWarps = kF8Consumers / 32, kAtOnce = 4;  // loads in flight
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 16, pairs = (a.tokens + 1) / 2;
-    for (int i = warp; i < blocks * pairs; i += kF8Consumers / 32) {
-      const int block = i / pairs, t = i % pairs * 2 + threadIdx.x % 32 / 16;
-      const int column = block * 128 + lane * 8;
-      uint4 x = {0, 0, 0, 0};
-      if (t < a.tokens && column < a.dim) {
-        x = __ldcg(reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) +
-                                                  int64_t{t} * a.dim + column));
+    for (int first = warp; first < blocks * pairs; first += kAtOnce * kWarps) {
+      uint4 x[kAtOnce];
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = first + u * kWarps, t = TokenOf(i, pairs), column = i / pairs * 128 + lane * 8;
+        x[u] = {0, 0, 0, 0};
+        if (t < a.tokens && column < a.dim) {
+          x[u] = __ldcg(reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) +
+                                                       int64_t{t} * a.dim + column));
+        }
       }
-      float scale;
-      StoreSplit(tile(block), t, lane, SplitRow(x, &scale));
-      if (lane == 0) scales[block * kFewTokens + t] = scale;
+#pragma unroll
+      for (int u = 0; u < kAtOnce; ++u) {
+        const int i = first + u * kWarps, block = i / pairs, t = TokenOf(i, pairs);
+        if (block >= blocks) break;
+        float scale;
+        StoreSplit(tile(block), t, lane, SplitRow(x[u], &scale));
+        if (lane == 0) scales[block * kFewTokens + t] = scale;
+      }
     }
     FenceForProducts();
+  }
+
+ private:
+  static __device__ int TokenOf(int i, int pairs) {
+    return i % pairs * 2 + static_cast<int>(threadIdx.x) % 32 / 16;
   }
 };
 
@@ -155,7 +169,7 @@ __device__ __forceinline__ void ConsumeW13(const F8W13Items& items, uint32_t rin
     }
     float4& other = shared.sums[turn][threadIdx.x % 128];
     if (group == 1) other = {sum[0], sum[1], sum[2], sum[3]};
-    SyncThreads(1, kF8Consumers);
+    SyncThreads(2, kF8Consumers);
     if (group == 1) continue;
     sum[0] += other.x, sum[1] += other.y, sum[2] += other.z, sum[3] += other.w;
     StoreHidden(items, item, sum);
@@ -183,17 +197,18 @@ __global__ void __launch_bounds__(kF8Threads, 1)
   }
   const bool early = items.of_shared(blockIdx.x) && threadIdx.x < kF8Consumers;
   if (early) scales.Fetch(items.shared_items);
-  LoadLocalIndex(a.few, shared.jobs);
+  PrepareJobs(a.few, shared.jobs);
   WaitForPrevious();
   AllowNext();
-  if (threadIdx.x < kF8Consumers) tokens.Load(a.few);
-  FindJobs(a.few, shared.jobs);
-  const int count = items.count();
   if (threadIdx.x < kF8Consumers) {
-    if (!early) scales.Fetch(count);
+    tokens.Load(a.few);
+    SyncThreads(1, kF8Threads);
+    if (!early) scales.Fetch(items.count());
     ConsumeW13(items, ring, tokens, scales, shared);
-  } else if (produces) {
-    while (producer.item < count) producer.Issue();
+  } else {
+    FindJobs(a.few, shared.jobs);
+    ArriveThreads(1, kF8Threads);
+    while (produces && producer.item < items.count()) producer.Issue();
   }
 #endif
 }

@@ -11,6 +11,7 @@ namespace hadal::cuda {
 
 inline constexpr int kF8W2Stages = 8;
 inline constexpr int kF8W2MaxSplits = 4;
+inline constexpr int kF8W2Ahead = 3;  // steps of a warpgroup whose hidden values are under way
 
 struct F8W2Shared {
   float4 sums[2 * 4 * 32];    // [block, warpgroup][slab that this block owns][lane]
@@ -98,25 +99,34 @@ __device__ __forceinline__ void ConsumeW2(const F8W2Steps& steps, const F8W2Rang
   const int q = threadIdx.x % 4, row0 = blockIdx.y * 64;
   F8Stage<kF8W2Stages> stage;
   stage.Next(group);
-  F8W2Operands next;
-  if (range.first + group < range.end) next.Fetch(steps, range.first + group, row0);
+  F8W2Operands ahead[kF8W2Ahead];
+  const int first = range.first + group;
+#pragma unroll
+  for (int i = 0; i < kF8W2Ahead; ++i) {
+    if (first + 2 * i < range.end) ahead[i].Fetch(steps, first + 2 * i, row0);
+  }
   int buffer = group * 2;
-  for (int step = range.first + group; step < range.end; step += 2, buffer ^= 1) {
-    const F8W2Operands now = next;
-    const uint32_t tile = tiles + buffer * kF8SplitBytes;
-    float scale;
-    StoreSplit(tile, token, lane, SplitRow(now.x, &scale));
-    if (lane == 0) shared.scales[buffer][token] = scale * now.factor;
-    FenceForProducts();
-    if (step + 2 < range.end) next.Fetch(steps, step + 2, row0);
-    SyncThreads(1 + group, 128);
-    float part[4];
-    AwaitBarrier(SharedAddress(&shared.barriers.full[stage.index]), stage.parity);
-    MultiplyTile(ring + stage.index * kF8TileBytes, tile, part);
-    if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared.barriers.empty[stage.index]));
-    AddTile(part, now.low, now.high,
-            *reinterpret_cast<const float2*>(&shared.scales[buffer][2 * q]), sum);
-    stage.Next(2);
+  for (int begin = first; begin < range.end; begin += 2 * kF8W2Ahead) {
+#pragma unroll
+    for (int i = 0; i < kF8W2Ahead; ++i, buffer ^= 1) {
+      const int step = begin + 2 * i;
+      if (step >= range.end) break;
+      const F8W2Operands now = ahead[i];
+      const uint32_t tile = tiles + buffer * kF8SplitBytes;
+      float scale;
+      StoreSplit(tile, token, lane, SplitRow(now.x, &scale));
+      if (lane == 0) shared.scales[buffer][token] = scale * now.factor;
+      FenceForProducts();
+      if (step + 2 * kF8W2Ahead < range.end) ahead[i].Fetch(steps, step + 2 * kF8W2Ahead, row0);
+      SyncThreads(1 + group, 128);
+      float part[4];
+      AwaitBarrier(SharedAddress(&shared.barriers.full[stage.index]), stage.parity);
+      MultiplyTile(ring + stage.index * kF8TileBytes, tile, part);
+      if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared.barriers.empty[stage.index]));
+      AddTile(part, now.low, now.high,
+              *reinterpret_cast<const float2*>(&shared.scales[buffer][2 * q]), sum);
+      stage.Next(2);
+    }
   }
 }
 
@@ -159,8 +169,9 @@ __global__ void __launch_bounds__(kF8Threads, 1)
   if (threadIdx.x == kF8Consumers) shared.barriers.Init(4);
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
-  LoadLocalIndex(a.few, shared.jobs);
-  FindJobs(a.few, shared.jobs);
+  PrepareJobs(a.few, shared.jobs);
+  if (threadIdx.x < 32) FindJobs(a.few, shared.jobs);
+  __syncthreads();
   const F8W2Steps steps(a.few, shared.jobs);
   const F8W2Range range(steps.count());
   float sum[4] = {};

@@ -52,8 +52,12 @@ struct StreamItems {
         shared_tiles(CeilDiv(args.shared.rows, tokens)),
         shared_items(shared_tiles * CeilDiv(args.shared.n, Shape::kItemRows)),
         tiles_n(CeilDiv(args.experts.n, Shape::kItemRows)),
-        count(shared_items + __ldcg(args.experts.num_tiles) * tiles_n),
+        count(shared_items),
         tokens_(tokens) {}
+  // Before this only the shared items are known.
+  __device__ void CountExperts() {
+    count = shared_items + __ldcg(a.experts.num_tiles) * tiles_n;
+  }
 
   __device__ __forceinline__ StreamItem At(int item) const {
     if (item < shared_items) {

@@ -37,24 +37,23 @@ void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, 
                     int max_items, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   StreamF8Args a{};
-  const auto set = [&](const StreamPart& part, int count, const int32_t* there, StreamF8Part& to) {
-    static_cast<StreamPart&>(to) = part;
-    to.split = SplitRows(part.x, count, there, part.k, part.w.k_lead, context);
+  static_cast<StreamPart&>(a.experts) = args.experts;
+  static_cast<StreamPart&>(a.shared) = args.shared;
+  const auto source = [](const StreamPart& part, int count, const int32_t* there) {
+    return SplitSource{part.x, count, there, part.k, part.w.k_lead};
   };
+  const SplitSource sources[2] = {source(args.experts, rows.count, rows.there),
+                                  source(args.shared, args.shared.rows, nullptr)};
+  SplitView views[2];
+  const bool both = args.shared.n > 0 && args.shared.x != args.experts.x;
+  SplitRows(std::span(sources).first(both ? 2 : 1), views, context);
+  a.experts.split = views[0];
+  a.shared.split = views[both ? 1 : 0];
   const auto map = [&](const StreamPart& part, int matrices) {
     return gated ? PairMap(part.w, matrices) : RowMap(part.w, matrices);
   };
-  set(args.experts, rows.count, rows.there, a.experts);
-  a.experts_map = a.shared_map = map(args.experts, rows.matrices);
-  if (args.shared.n > 0) {
-    a.shared_map = map(args.shared, 1);
-    if (args.shared.x == args.experts.x) {
-      static_cast<StreamPart&>(a.shared) = args.shared;
-      a.shared.split = a.experts.split;
-    } else {
-      set(args.shared, args.shared.rows, nullptr, a.shared);
-    }
-  }
+  a.experts_map = map(args.experts, rows.matrices);
+  a.shared_map = args.shared.n > 0 ? map(args.shared, 1) : a.experts_map;
   if (tokens == 32) {
     LaunchTokens<32>(a, gated, max_items, context);
   } else {

@@ -128,10 +128,28 @@ __device__ __forceinline__ void CopyStreamWeights(const StreamF8Args& a, const S
   }
 }
 
+// Weights of the shared items, as far as the ring goes, by one thread; steps.
+template <typename Shape>
+__device__ __forceinline__ int StartStream(const StreamF8Args& a,
+                                           const StreamItems<Shape, StreamF8Args>& items,
+                                           const StreamF8Memory<Shape>& memory) {
+  int slot = 0;
+  for (int i = blockIdx.x; i < items.shared_items; i += gridDim.x) {
+    const StreamItem item = items.At(i);
+    for (int step = 0; step < items.Steps(item); ++step) {
+      if (slot == Shape::kSlots) return slot;
+      CopyStreamWeights<Shape>(a, item, step, memory.weights(slot), memory.full(slot));
+      ++slot;
+    }
+  }
+  return slot;
+}
+
+// started: steps whose weights are under way.
 template <typename Shape>
 __device__ __forceinline__ void ProduceStream(const StreamF8Args& a,
                                               const StreamItems<Shape, StreamF8Args>& items,
-                                              const StreamF8Memory<Shape>& memory) {
+                                              const StreamF8Memory<Shape>& memory, int started) {
   StreamF8Slot<Shape> slot, announced;
   int pending = 0;
   const auto announce = [&] {
@@ -146,7 +164,7 @@ __device__ __forceinline__ void ProduceStream(const StreamF8Args& a,
     const int steps = items.Steps(item);
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
-      if (threadIdx.x == 0) {
+      if (threadIdx.x == 0 && --started < 0) {
         CopyStreamWeights<Shape>(a, item, step, memory.weights(slot.index),
                                  memory.full(slot.index));
       }
@@ -252,15 +270,16 @@ __global__ void __launch_bounds__(kStreamF8Threads, 1)
   const StreamF8Memory<Shape> memory(shared);
   if (threadIdx.x == 0) {
     memory.InitBarriers();
-    PrefetchMap(&a.shared_map);
     PrefetchMap(&a.experts_map);
   }
+  StreamItems<Shape, StreamF8Args> items(a, Shape::kTokens);
+  const int started = threadIdx.x == 0 ? StartStream<Shape>(a, items, memory) : 0;
   __syncthreads();
   WaitForPrevious();
   AllowNext();
-  const StreamItems<Shape, StreamF8Args> items(a, Shape::kTokens);
+  items.CountExperts();
   if (threadIdx.x < kStreamF8Producers) {
-    ProduceStream<Shape>(a, items, memory);
+    ProduceStream<Shape>(a, items, memory, started);
   } else {
     ConsumeStream<Shape>(items, memory);
   }

@@ -3,6 +3,7 @@
 #include <cuda_bf16.h>
 
 #include <cstdint>
+#include <span>
 
 #include "kernels/cuda/cuda_context.h"
 
@@ -15,10 +16,17 @@ struct SplitView {
   int blocks = 0;
 };
 
-// x [rows, columns] bf16, contiguous; column 0 is column `lead` of its block. count: device, the rows
-// that there are; null: all. From context.scratch. REQUIRES: columns and lead multiples of 8.
-SplitView SplitRows(const __nv_bfloat16* x, int rows, const int32_t* count, int columns, int lead,
-                    CudaContext& context);
+struct SplitSource {
+  const __nv_bfloat16* x = nullptr;  // [rows, columns]
+  int rows = 0;
+  const int32_t* count = nullptr;  // device, the rows that there are; null: all
+  int columns = 0;
+  int lead = 0;  // column 0 is this one of its block
+};
+
+// Splits one or two sources, to context.scratch. REQUIRES: columns and leads multiples of 8.
+void SplitRows(std::span<const SplitSource> sources, std::span<SplitView> views,
+               CudaContext& context);
 int64_t SplitRowsBytes(int64_t rows, int64_t columns);  // whatever the lead
 
 }  // namespace hadal::cuda
