@@ -40,15 +40,14 @@ struct alignas(16) FewJobs {
   int row[kFewRows][kFewTokens];       // token * top_k + choice; -1 then
   int count;
   int expert[kFewRows];
-  int first_row[kFewExperts];  // of an expert; kFewRows: none
-  int job_of[kFewExperts];
+  int job_of[kFewExperts];  // of an expert; while they are sought, its first row or kFewRows
   int local[kFewExperts];
 };
 
 // Does not depend on earlier kernels.
 __device__ inline void PrepareJobs(const FewArgs& a, FewJobs& jobs) {
   for (int i = threadIdx.x; i < kFewExperts; i += blockDim.x) {
-    jobs.first_row[i] = kFewRows;
+    jobs.job_of[i] = kFewRows;
     if (i < a.experts) jobs.local[i] = a.local_index[i];
   }
   for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += blockDim.x) {
@@ -67,15 +66,20 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
   for (int u = 0; u < kPerLane; ++u) {
     const int i = u * 32 + lane, id = i < rows ? __ldcg(a.ids + i) : -1;
     expert[u] = id >= 0 && id < a.experts ? jobs.local[id] : -1;
-    if (expert[u] >= 0) atomicMin(&jobs.first_row[expert[u]], i);
+    if (expert[u] >= 0) atomicMin(&jobs.job_of[expert[u]], i);
+  }
+  __syncwarp();
+  bool first[kPerLane];
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    first[u] = expert[u] >= 0 && jobs.job_of[expert[u]] == u * 32 + lane;
   }
   __syncwarp();
 #pragma unroll
   for (int u = 0; u < kPerLane; ++u) {
-    const bool first = expert[u] >= 0 && jobs.first_row[expert[u]] == u * 32 + lane;
-    const unsigned all = __ballot_sync(0xffffffffu, first);
+    const unsigned all = __ballot_sync(0xffffffffu, first[u]);
     const int job = before + __popc(all & ((1u << lane) - 1));
-    if (first) {
+    if (first[u]) {
       jobs.expert[job] = expert[u];
       jobs.job_of[expert[u]] = job;
     }

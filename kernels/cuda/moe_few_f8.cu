@@ -29,7 +29,7 @@ void LaunchW2(const FewF8Args& a, CudaContext& context) {
   attributes[1].val.clusterDim = {static_cast<unsigned>(splits), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(splits), static_cast<unsigned>(tiles));
-  config.blockDim = dim3(kF8Threads);
+  config.blockDim = dim3(kF8W2Threads);
   config.dynamicSmemBytes = static_cast<size_t>(FewF8W2SharedBytes());
   config.stream = context.stream;
   config.attrs = attributes;

@@ -11,7 +11,8 @@ int RoundUp8(int64_t n) { return CeilDiv(n, 8) * 8; }
 
 // Tiles of 64 rows read weights once where experts have more than about 20 rows; tiles of 32 leave
 // room for more slots.
-int TileTokens(const MoeParams& p) {
+int TileTokens(const MoeParams& p, const CudaContext& context) {
+  if (StreamF8Fits(p, context)) return kStreamF8Tokens;
   return int64_t{p.tokens} * p.top_k > int64_t{20} * p.experts ? 64 : 32;
 }
 
@@ -23,7 +24,7 @@ void LaunchPart(const StreamArgs& args, const MoeParams& p, const StreamRows& ro
       int64_t{max_tiles} * CeilDiv(args.experts.n, outputs);
   const int bound = static_cast<int>(std::min<int64_t>(items, 1 << 20));
   if (StreamF8Fits(p, context)) {
-    LaunchStreamF8(args, rows, gated, tokens, bound, context);
+    LaunchStreamF8(args, rows, gated, bound, context);
   } else if (p.w13->dtype == DType::kBF16) {
     LaunchStreamBf16(args, gated, tokens, bound, context);
   } else {
@@ -59,7 +60,7 @@ bool MoeStreamFits(const MoeParams& p, const CudaContext& context) {
 void MoeStream(const MoeParams& p, CudaContext& context) {
   DeviceScratch& scratch = context.scratch;
   DeviceScratch::Scope scope(scratch);
-  const int rows = p.tokens * p.top_k, tokens = TileTokens(p), dim = static_cast<int>(p.dim);
+  const int rows = p.tokens * p.top_k, tokens = TileTokens(p, context), dim = static_cast<int>(p.dim);
   const MoeRows sorted =
       SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, tokens, context);
   const int stride = RoundUp8(p.width), shared_stride = RoundUp8(p.shared.width);

@@ -20,12 +20,6 @@ void LaunchShape(const StreamF8Args& args, int max_items, CudaContext& context) 
          context, args);
 }
 
-template <int kTokens>
-void LaunchTokens(const StreamF8Args& a, bool gated, int max_items, CudaContext& context) {
-  gated ? LaunchShape<StreamF8Shape<true, kTokens>>(a, max_items, context)
-        : LaunchShape<StreamF8Shape<false, kTokens>>(a, max_items, context);
-}
-
 }  // namespace
 
 bool StreamF8Fits(const MoeParams& p, const CudaContext& context) {
@@ -33,8 +27,8 @@ bool StreamF8Fits(const MoeParams& p, const CudaContext& context) {
          p.shared.width % 8 == 0;
 }
 
-void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, int tokens,
-                    int max_items, CudaContext& context) {
+void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, int max_items,
+                    CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   StreamF8Args a{};
   static_cast<StreamPart&>(a.experts) = args.experts;
@@ -54,11 +48,8 @@ void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, 
   };
   a.experts_map = map(args.experts, rows.matrices);
   a.shared_map = args.shared.n > 0 ? map(args.shared, 1) : a.experts_map;
-  if (tokens == 32) {
-    LaunchTokens<32>(a, gated, max_items, context);
-  } else {
-    LaunchTokens<64>(a, gated, max_items, context);
-  }
+  gated ? LaunchShape<StreamF8Shape<true>>(a, max_items, context)
+        : LaunchShape<StreamF8Shape<false>>(a, max_items, context);
 }
 
 int64_t StreamF8Bytes(int64_t tokens, const OpLimits& limits) {

@@ -28,12 +28,12 @@ struct StreamF8Args {
   StreamF8Part shared, experts;
 };
 
-template <bool kGated, int kTokens_>
+template <bool kGated>
 struct StreamF8Shape {
   static constexpr bool kIsGated = kGated;
-  static constexpr int kTokens = kTokens_;
+  static constexpr int kTokens = kStreamF8Tokens;
   static constexpr int kTiles = kTokens / 8;
-  static constexpr int kSlots = kTokens == 32 ? 8 : 6;
+  static constexpr int kSlots = 8;
   static constexpr int kStepK = 128;
   static constexpr int kItemRows = kGated ? 64 : 128;  // outputs of an item
   static constexpr int kWeightBytes = 2 * kStreamF8Box;

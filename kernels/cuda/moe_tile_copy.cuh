@@ -13,8 +13,6 @@ namespace hadal::cuda {
 inline constexpr int kTileThreads = 384;
 inline constexpr int kTileProducers = 128;
 inline constexpr int kTileConsumerWarps = 8;
-// Steps whose rows may be under way when the producer announces an older one.
-inline constexpr int kTileLag = 2;
 
 template <typename W, bool kGated>
 struct TileShape {
@@ -28,10 +26,15 @@ struct TileShape {
   static constexpr int kXBytes = kTileRows * 128;
   static constexpr int kWeightBytes = kWeightRows * 128;
   static constexpr int kSlotBytes = kXBytes + kWeightBytes;
-  static constexpr int kStageRow = 256;  // bytes of a row of the outgoing tile
+  // Steps whose rows may be under way when the producer announces an older one.
+  static constexpr int kLag = sizeof(W) == 1 ? 3 : 2;
+  static constexpr int kStageColumns = sizeof(W) == 1 ? 64 : 128;  // that go out at once
+  static constexpr int kStageRow = 2 * kStageColumns;              // bytes
   static constexpr int kStageBytes = kTileConsumerWarps * 16 * kStageRow;
   static constexpr int kBarrierBytes = 2 * kSlots * 8;
-  static constexpr int kSharedBytes = kSlots * kSlotBytes + kStageBytes + kBarrierBytes + 1024;
+  static constexpr int kScaleBytes = sizeof(W) == 1 ? kTileRows * 4 : 0;  // of a slot's rows
+  static constexpr int kSharedBytes =
+      kSlots * (kSlotBytes + kScaleBytes) + kStageBytes + kBarrierBytes + 1024;
 };
 
 // The value of lane 0: the compiler then knows that a warp does not part over it.
@@ -81,7 +84,8 @@ struct TileItems {
 };
 
 // Shared memory: the slots, the outgoing tile, then for each slot the barriers "full" (every
-// producer thread for its rows, and one for the weights) and "empty" (every consumer warp).
+// producer thread for its rows, and one for the weights) and "empty" (every consumer warp), and the
+// scales of its rows.
 template <typename Shape>
 struct TileMemory {
   uint32_t base;
@@ -97,6 +101,9 @@ struct TileMemory {
     return base + Shape::kSlots * Shape::kSlotBytes + Shape::kStageBytes + slot * 16;
   }
   __device__ uint32_t empty(int slot) const { return full(slot) + 8; }
+  __device__ uint32_t scales(int slot) const {
+    return full(Shape::kSlots) + slot * Shape::kScaleBytes;
+  }
   __device__ void InitBarriers() const {
     for (int i = 0; i < Shape::kSlots; ++i) {
       BarrierInit(full(i), kTileProducers + 1);
@@ -119,13 +126,15 @@ struct TileSlot {
   }
 };
 
-// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i.
+// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i, and beside FP8
+// weights the scales of row threadIdx.x.
 struct TileGather {
   static constexpr int kRows = kTileRows / 16;
   const char* x;
   uint32_t offset[kRows];  // bytes
   int valid;               // bit i
   int bytes;               // of a row
+  const float* scale = nullptr;  // null: none to copy
 
   __device__ __forceinline__ void Load(const TilePart& p, const RowTile& tile, int element) {
     x = static_cast<const char*>(p.x);
@@ -140,6 +149,13 @@ struct TileGather {
       offset[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(p.x_stride * element);
       valid |= static_cast<int>(inside) << i;
     }
+    if (p.x_scale == nullptr || static_cast<int>(threadIdx.x) >= tile.count) return;
+    const int from = tile.first + static_cast<int>(threadIdx.x);
+    const int row = p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
+    scale = p.x_scale + static_cast<int64_t>(row) * p.x_blocks;
+  }
+  __device__ __forceinline__ void CopyScale(uint32_t to, int step) const {
+    if (scale != nullptr) CopyAsync4(to + threadIdx.x * 4, scale + step);
   }
   __device__ __forceinline__ void Copy(uint32_t to, int step) const {
     const int chunk = threadIdx.x % 8, at = step * 128 + chunk * 16;
@@ -178,10 +194,11 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
         CopyTile(to + Shape::kWeightBytes / 2, map, step * 64, second, full);
       }
       gather.Copy(memory.x(slot.index), step);
+      if constexpr (Shape::kScaleBytes > 0) gather.CopyScale(memory.scales(slot.index), step);
       CommitCopies();
       slot.Next();
-      if (++pending > kTileLag) {
-        AwaitCopies<kTileLag>();
+      if (++pending > Shape::kLag) {
+        AwaitCopies<Shape::kLag>();
         FenceForProducts();
         Arrive(memory.full(announced.index));
         announced.Next();
