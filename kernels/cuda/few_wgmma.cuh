@@ -10,7 +10,6 @@ namespace hadal::cuda {
 #define HADAL_D2(d, i) HADAL_D1(d, i), HADAL_D1(d, i + 1)
 #define HADAL_D4(d, i) HADAL_D2(d, i), HADAL_D2(d, i + 2)
 #define HADAL_D8(d, i) HADAL_D4(d, i), HADAL_D4(d, i + 4)
-#define HADAL_D16(d, i) HADAL_D8(d, i), HADAL_D8(d, i + 8)
 #define HADAL_N4 "%0, %1, %2, %3"
 #define HADAL_N8 HADAL_N4 ", %4, %5, %6, %7"
 #define HADAL_N16 HADAL_N8 ", %8, %9, %10, %11, %12, %13, %14, %15"
@@ -18,11 +17,6 @@ namespace hadal::cuda {
   HADAL_N16                                                                   \
   ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, " \
   "%30, %31"
-#define HADAL_N64                                                              \
-  HADAL_N32                                                                    \
-  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, "   \
-  "%46, %47, %48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60," \
-  " %61, %62, %63"
 
 // FewProduct(d, a, b): a in shared memory too (a descriptor), or in registers as in MmaBf16().
 #define HADAL_FEW_PRODUCT(n, tiles, names, d_all, shared, registers)                            \
@@ -46,7 +40,7 @@ HADAL_FEW_PRODUCT("32", 4, HADAL_N16, HADAL_D4, "%16, %17", "{%16, %17, %18, %19
 HADAL_FEW_PRODUCT("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "{%32, %33, %34, %35}, %36")
 
 // d [64, N] = a [64, 32] b [N, 32]^T, plus d when `add`: e4m3, both in shared memory, k contiguous.
-// N = 16, 64 or 128. Sums within such a product keep about 14 bits.
+// N = 16 or 64. Sums within such a product keep about 14 bits.
 #define HADAL_FEW_PRODUCT_F8(n, tiles, names, d_all, operands, adds)                            \
   __device__ __forceinline__ void FewProductF8(float (&d)[tiles][4], uint64_t a, uint64_t b,    \
                                                int add) {                                       \
@@ -59,6 +53,5 @@ HADAL_FEW_PRODUCT("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "{%32, %33, %34, %35
 
 HADAL_FEW_PRODUCT_F8("16", 2, HADAL_N8, HADAL_D2, "%8, %9", "%10")
 HADAL_FEW_PRODUCT_F8("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "%34")
-HADAL_FEW_PRODUCT_F8("128", 16, HADAL_N64, HADAL_D16, "%64, %65", "%66")
 
 }  // namespace hadal::cuda

@@ -45,13 +45,9 @@ void SetHidden(const MoeParams& p, CudaContext& context, FewArgs& a) {
   a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
 }
 
-template <typename W>
-void LaunchFew(const MoeParams& p, CudaContext& context) {
-  DeviceScratch::Scope scope(context.scratch);
-  FewArgs a = ArgsOf(p);
-  SetHidden(p, context, a);
-  const auto w13 = FewW13Kernel<W, kW13Slots>;
-  const auto w2 = FewW2Kernel<W, kW2Slots>;
+void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
+  const auto w13 = FewW13Kernel<bf16, kW13Slots>;
+  const auto w2 = FewW2Kernel<bf16, kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kFewSharedBytes)));
@@ -65,8 +61,8 @@ void LaunchFew(const MoeParams& p, CudaContext& context) {
   const auto blocks = [&](int64_t items) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
-  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<W>(a, kW13Slots), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<W>(kW2Slots), context, a);
+  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<bf16>(a, kW13Slots), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<bf16>(kW2Slots), context, a);
 }
 
 }  // namespace
@@ -86,20 +82,17 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
   FewArgs a = ArgsOf(p);
   if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
-  const int64_t bytes = dtype == DType::kBF16 ? FewW13SharedBytes<bf16>(a, kW13Slots)
-                                              : FewW13SharedBytes<fp8>(a, kW13Slots);
-  return bytes <= kFewSharedBytes;
+  return FewW13SharedBytes<bf16>(a, kW13Slots) <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {
+  DeviceScratch::Scope scope(context.scratch);
+  FewArgs a = ArgsOf(p);
+  SetHidden(p, context, a);
   if (p.w13->dtype == DType::kBF16) {
-    LaunchFew<bf16>(p, context);
+    LaunchFewBf16(a, p, context);
   } else {
-    DeviceScratch::Scope scope(context.scratch);
-    FewArgs a = ArgsOf(p);
-    SetHidden(p, context, a);
-    const int rows = std::min(p.tokens * p.top_k, p.w13->count);
-    LaunchFewF8Experts(a, p.w13->count, rows, context);
+    LaunchFewF8Experts(a, p.w13->count, std::min(p.tokens * p.top_k, p.w13->count), context);
   }
 }
 

@@ -117,12 +117,6 @@ struct FewSource {
   int lead;   // bytes by which the first step starts before the row
 };
 
-// Without the division of w.scales(): a warp comes here every few steps.
-__device__ __forceinline__ const float* ScalesOf(const WeightView& w, int matrix, int row) {
-  const int block = w.scale_rows == 1 ? row : row / 128;
-  return w.scale + (int64_t{matrix} * w.scale_n + block) * w.k_blocks;
-}
-
 template <typename W>
 __device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
                                                  int row1, int limit0, int limit1) {
@@ -133,7 +127,7 @@ __device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix
     s.valid[h] = row[h] < limit[h];
     const int inside = s.valid[h] ? row[h] : 0;
     s.row[h] = reinterpret_cast<const char*>(w.matrix<W>(matrix) + inside * w.stride);
-    s.scales[h] = sizeof(W) == 1 ? ScalesOf(w, matrix, inside) : nullptr;
+    s.scales[h] = sizeof(W) == 1 ? w.scales(matrix, inside) : nullptr;
   }
   s.bytes = static_cast<int>(w.stride * sizeof(W));
   s.lead = sizeof(W) == 1 ? w.k_lead : 0;

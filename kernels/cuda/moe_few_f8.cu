@@ -30,7 +30,9 @@ void LaunchW2(const FewF8Args& a, CudaContext& context) {
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(static_cast<unsigned>(splits), static_cast<unsigned>(tiles));
   config.blockDim = dim3(kF8W2Threads);
-  config.dynamicSmemBytes = static_cast<size_t>(FewF8W2SharedBytes());
+  // Where one block an SM is enough, no two should meet on one while others are idle.
+  const int64_t alone = splits < 4 ? kFewSharedBytes / 2 + 1024 : 0;
+  config.dynamicSmemBytes = static_cast<size_t>(std::max(alone, FewF8W2SharedBytes()));
   config.stream = context.stream;
   config.attrs = attributes;
   config.numAttrs = 2;
@@ -57,8 +59,7 @@ void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& c
   a.shared13 = args.shared_width == 0 ? a.w13 : PairMap(args.shared13, 1);
   a.shared2 = args.shared_width == 0 ? a.w2 : RowMap(args.shared2, 1);
   const int64_t items = CeilDiv(args.shared_width, 32) + rows * CeilDiv(args.width, 32);
-  const auto blocks =
-      static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
+  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   Launch(FewF8W13Kernel, blocks, kF8Threads, static_cast<size_t>(FewF8W13SharedBytes(args)),
          context, a);
   LaunchW2(a, context);

@@ -10,9 +10,9 @@
 namespace hadal::cuda {
 
 // Experts of at most 8 tokens with FP8 weights. Converting weights costs more than waiting for
-// them: here warpgroups multiply tiles of 64 weight rows and 128 columns, one block of scales, as the
-// copy engine brought them, by the tokens split in two (split_f8.cuh): columns 0 .. 7 the high parts,
-// 8 .. 15 the low ones. One more warp keeps a ring of tiles filled.
+// them: here warpgroups multiply tiles of 64 weight rows and 128 columns, one block of scales, as
+// the copy engine brought them, by the tokens split in two (split_f8.cuh): columns 0 .. 7 the high
+// parts, 8 .. 15 the low ones. One more warp keeps a ring of tiles filled.
 
 inline constexpr int kF8Consumers = 256;  // two warpgroups
 inline constexpr int kF8Threads = kF8Consumers + 32;
@@ -65,8 +65,8 @@ __device__ __forceinline__ void StoreSplit(uint32_t tile, int t, int lane, const
   StoreShared8(at + 8 * 128, v.low);
 }
 
-// The products of a tile and the tokens beside it: rows g and g + 8 of the warp's 16, tokens 2 q and
-// 2 q + 1, without scales.
+// The products of a tile and the tokens beside it: rows g and g + 8 of the warp's 16, tokens 2 q
+// and 2 q + 1, without scales.
 __device__ __forceinline__ void MultiplyTile(uint32_t tile, uint32_t tokens, float (&out)[4]) {
   const uint64_t a = TileDescriptor(tile), b = TileDescriptor(tokens);
   float d[2][4];

@@ -33,7 +33,8 @@ struct F8Tokens {
       uint4 x[kAtOnce];
 #pragma unroll
       for (int u = 0; u < kAtOnce; ++u) {
-        const int i = first + u * kWarps, t = TokenOf(i, pairs), column = i / pairs * 128 + lane * 8;
+        const int i = first + u * kWarps, t = TokenOf(i, pairs),
+                  column = i / pairs * 128 + lane * 8;
         x[u] = {0, 0, 0, 0};
         if (t < a.tokens && column < a.dim) {
           x[u] = __ldcg(reinterpret_cast<const uint4*>(static_cast<const bf16*>(a.x) +
@@ -64,8 +65,11 @@ struct F8W13Items {
   int shared_items, tiles, steps;
 
   __device__ F8W13Items(const FewArgs& args, const FewJobs& found)
-      : a(args), jobs(found), shared_items((args.shared_width + 31) / 32),
-        tiles((args.width + 31) / 32), steps(F8Tokens::Blocks(args.dim) / 2) {}
+      : a(args),
+        jobs(found),
+        shared_items((args.shared_width + 31) / 32),
+        tiles((args.width + 31) / 32),
+        steps(F8Tokens::Blocks(args.dim) / 2) {}
   __device__ int count() const { return shared_items + jobs.count * tiles; }
   __device__ bool of_shared(int item) const { return item < shared_items; }
   __device__ int job(int item) const { return (item - shared_items) / tiles; }
@@ -119,8 +123,8 @@ struct F8W13Scales {
                               static_cast<int>(threadIdx.x) % 32 / 4,
                           width - 1);
       const int matrix = shared ? 0 : items.jobs.expert[items.job(item)];
-      gate = ScalesOf(w, matrix, row);
-      up = ScalesOf(w, matrix, width + row);
+      gate = w.scales(matrix, row);
+      up = w.scales(matrix, width + row);
     }
     const int at = min(block, static_cast<int>(w.k_blocks) - 1);
     next_gate = __ldg(gate + at);
@@ -140,7 +144,8 @@ __device__ __forceinline__ void StoreHidden(const F8W13Items& items, int item,
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
     const int token = 2 * q + c;
-    const int row = shared ? (token < a.tokens ? token : -1) : items.jobs.row[items.job(item)][token];
+    const int row =
+        shared ? (token < a.tokens ? token : -1) : items.jobs.row[items.job(item)][token];
     if (row < 0) continue;
     bf16* to = shared ? a.shared_hidden + row * a.shared_stride : a.hidden + row * a.hidden_stride;
     to[output] = FromFloat<bf16>(SiluMul(sum[c], sum[2 + c]));

@@ -17,7 +17,7 @@ inline constexpr int kF8W2Threads = kF8W2Consumers + 32;
 inline constexpr int kF8W2Ahead = 2;  // steps of a warpgroup whose hidden values are under way
 
 struct F8W2Shared {
-  float4 sums[kF8W2Groups * 4 * 32];  // [block, warpgroup][slab that this block owns][lane]
+  float4 sums[kF8W2Groups * 4 * 32];          // [block, warpgroup][slab that this block owns][lane]
   float scales[2 * kF8W2Groups][kFewTokens];  // of the split tokens, with the choices' weights
   FewJobs jobs;
   F8Barriers<kF8W2Stages> barriers;
@@ -37,7 +37,9 @@ struct F8W2Steps {
     return width == 0 ? 0 : (width + w.k_lead + 127) / 128;
   }
   __device__ F8W2Steps(const FewArgs& args, const FewJobs& found)
-      : a(args), jobs(found), shared_steps(StepsOf(args.shared2, args.shared_width)),
+      : a(args),
+        jobs(found),
+        shared_steps(StepsOf(args.shared2, args.shared_width)),
         steps(StepsOf(args.w2, args.width)) {}
   __device__ int count() const { return shared_steps + jobs.count * steps; }
   __device__ F8W2Cursor At(int step) const {
@@ -75,8 +77,8 @@ struct F8W2Operands {
     }
     const int first = row0 + static_cast<int>(threadIdx.x) % 128 / 32 * 16 + g;
     const int matrix = part < 0 ? 0 : steps.jobs.expert[part];
-    low = __ldg(ScalesOf(w, matrix, min(first, a.dim - 1)) + block);
-    high = __ldg(ScalesOf(w, matrix, min(first + 8, a.dim - 1)) + block);
+    low = __ldg(w.scales(matrix, min(first, a.dim - 1)) + block);
+    high = __ldg(w.scales(matrix, min(first + 8, a.dim - 1)) + block);
   }
 };
 
@@ -101,8 +103,8 @@ __device__ __forceinline__ void ProduceW2(const FewF8Args& a, const F8W2Steps& s
     AwaitBarrier(SharedAddress(&barriers.empty[stage.index]), stage.parity ^ 1);
     ArriveExpecting(full, kF8TileBytes);
     CopyRows64(ring + stage.index * kF8TileBytes, shared ? &a.shared2 : &a.w2,
-               at.block * 128 - (shared ? a.few.shared2 : a.few.w2).k_lead,
-               blockIdx.y * 64, shared ? 0 : steps.jobs.expert[at.part], full);
+               at.block * 128 - (shared ? a.few.shared2 : a.few.w2).k_lead, blockIdx.y * 64,
+               shared ? 0 : steps.jobs.expert[at.part], full);
     stage.Next();
     steps.Advance(1, at);
   }
@@ -155,8 +157,9 @@ __device__ __forceinline__ void ConsumeW2(const F8W2Steps& steps, const F8W2Rang
 __device__ __forceinline__ void HandOver(F8W2Shared& shared, const float (&sum)[4]) {
   const int share = 4 / gridDim.x, slab = threadIdx.x % 128 / 32;
   const int source = blockIdx.x * kF8W2Groups + threadIdx.x / 128;
-  StoreRemote16(SharedAddress(&shared.sums[(source * share + slab % share) * 32 + threadIdx.x % 32]),
-                slab / share, sum);
+  StoreRemote16(
+      SharedAddress(&shared.sums[(source * share + slab % share) * 32 + threadIdx.x % 32]),
+      slab / share, sum);
 }
 
 __device__ __forceinline__ void AddUp(const FewArgs& a, const F8W2Shared& shared) {
@@ -178,8 +181,8 @@ __device__ __forceinline__ void AddUp(const FewArgs& a, const F8W2Shared& shared
   }
 }
 
-// Grid: splits (one cluster), tiles of 64 outputs. Two blocks must fit an SM: clusters of 4 do not reach
-// every SM once.
+// Grid: splits (one cluster), tiles of 64 outputs. Two blocks must fit an SM, as clusters of 4
+// leave some SMs out: of 132 they reach 120.
 __global__ void __launch_bounds__(kF8W2Threads, 2)
     FewF8W2Kernel(const __grid_constant__ FewF8Args a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -214,7 +217,8 @@ __global__ void __launch_bounds__(kF8W2Threads, 2)
 }
 
 inline int64_t FewF8W2SharedBytes() {
-  return kF8Align + kF8W2Stages * kF8TileBytes + 2 * kF8W2Groups * kF8SplitBytes + int64_t{sizeof(F8W2Shared)};
+  return kF8Align + kF8W2Stages * kF8TileBytes + 2 * kF8W2Groups * kF8SplitBytes +
+         int64_t{sizeof(F8W2Shared)};
 }
 
 }  // namespace hadal::cuda

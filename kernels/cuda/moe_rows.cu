@@ -28,7 +28,7 @@ __device__ Chunk ChunkOf(int rows) {
   return {begin, min(rows, begin + size)};
 }
 
-// Calls visit(row, expert), by whole warps; expert is -1 for nobody's row and -2 behind the last one.
+// Calls visit(row, expert), by whole warps; expert is -1 for nobody's row, -2 behind the last one.
 template <typename Visit>
 __device__ void ForEachRow(const MoeChoices& choices, const int32_t* local, Visit visit) {
   const Chunk chunk = ChunkOf(choices.rows);

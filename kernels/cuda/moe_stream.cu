@@ -60,7 +60,8 @@ bool MoeStreamFits(const MoeParams& p, const CudaContext& context) {
 void MoeStream(const MoeParams& p, CudaContext& context) {
   DeviceScratch& scratch = context.scratch;
   DeviceScratch::Scope scope(scratch);
-  const int rows = p.tokens * p.top_k, tokens = TileTokens(p, context), dim = static_cast<int>(p.dim);
+  const int rows = p.tokens * p.top_k, dim = static_cast<int>(p.dim);
+  const int tokens = TileTokens(p, context);
   const MoeRows sorted =
       SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, tokens, context);
   const int stride = RoundUp8(p.width), shared_stride = RoundUp8(p.shared.width);

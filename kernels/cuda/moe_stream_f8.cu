@@ -54,8 +54,8 @@ void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, 
 
 int64_t StreamF8Bytes(int64_t tokens, const OpLimits& limits) {
   const int64_t rows = tokens * limits.top_k;
-  return std::max(SplitRowsBytes(tokens, limits.dim),
-                  SplitRowsBytes(rows, limits.moe_width) + SplitRowsBytes(tokens, limits.mlp_width));
+  return std::max(SplitRowsBytes(tokens, limits.dim), SplitRowsBytes(rows, limits.moe_width) +
+                                                          SplitRowsBytes(tokens, limits.mlp_width));
 }
 
 }  // namespace hadal::cuda

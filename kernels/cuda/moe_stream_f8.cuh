@@ -12,8 +12,8 @@ namespace hadal::cuda {
 
 // The grouped products of moe_stream.cuh on Hopper's FP8 tensor cores: weights are the left operand
 // as they lie in memory, tokens, split in two, the right one. A block makes 128 weight rows of one
-// tile at a time: warpgroup 0 fetches (tokens one by one, for they are gathered; weights by the copy
-// engine), warpgroups 1 and 2 multiply 64 weight rows each.
+// tile at a time: warpgroup 0 fetches (tokens one by one, for they are gathered; weights by the
+// copy engine), warpgroups 1 and 2 multiply 64 weight rows each.
 
 inline constexpr int kStreamF8Producers = 128;
 inline constexpr int kStreamF8Threads = kStreamF8Producers + 256;
@@ -72,8 +72,8 @@ struct StreamF8Slot {
   }
 };
 
-// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i of a slot, and
-// the scale of token threadIdx.x.
+// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i of a slot,
+// and the scale of token threadIdx.x.
 template <typename Shape>
 struct StreamF8Gather {
   static constexpr int kRows = Shape::kXRows / 16;

@@ -32,7 +32,8 @@ struct TileShape {
   static constexpr int kStageRow = 2 * kStageColumns;              // bytes
   static constexpr int kStageBytes = kTileConsumerWarps * 16 * kStageRow;
   static constexpr int kBarrierBytes = 2 * kSlots * 8;
-  static constexpr int kScaleBytes = sizeof(W) == 1 ? kTileRows * 4 : 0;  // of a slot's rows
+  // Of a slot: of its rows, then of the two halves of the weight rows.
+  static constexpr int kScaleBytes = sizeof(W) == 1 ? (kTileRows + 4) * 4 : 0;
   static constexpr int kSharedBytes =
       kSlots * (kSlotBytes + kScaleBytes) + kStageBytes + kBarrierBytes + 1024;
 };
@@ -85,7 +86,7 @@ struct TileItems {
 
 // Shared memory: the slots, the outgoing tile, then for each slot the barriers "full" (every
 // producer thread for its rows, and one for the weights) and "empty" (every consumer warp), and the
-// scales of its rows.
+// scales.
 template <typename Shape>
 struct TileMemory {
   uint32_t base;
@@ -126,15 +127,16 @@ struct TileSlot {
   }
 };
 
-// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i, and beside FP8
-// weights the scales of row threadIdx.x.
+// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i; of FP8 also
+// the scales of row threadIdx.x, and of half threadIdx.x of the weight rows.
 struct TileGather {
   static constexpr int kRows = kTileRows / 16;
   const char* x;
   uint32_t offset[kRows];  // bytes
   int valid;               // bit i
   int bytes;               // of a row
-  const float* scale = nullptr;  // null: none to copy
+  const float* x_scale = nullptr;  // null: none to copy
+  const float* w_scale = nullptr;
 
   __device__ __forceinline__ void Load(const TilePart& p, const RowTile& tile, int element) {
     x = static_cast<const char*>(p.x);
@@ -149,13 +151,23 @@ struct TileGather {
       offset[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(p.x_stride * element);
       valid |= static_cast<int>(inside) << i;
     }
-    if (p.x_scale == nullptr || static_cast<int>(threadIdx.x) >= tile.count) return;
-    const int from = tile.first + static_cast<int>(threadIdx.x);
-    const int row = p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
-    scale = p.x_scale + static_cast<int64_t>(row) * p.x_blocks;
   }
-  __device__ __forceinline__ void CopyScale(uint32_t to, int step) const {
-    if (scale != nullptr) CopyAsync4(to + threadIdx.x * 4, scale + step);
+  template <typename Shape>
+  __device__ __forceinline__ void LoadScales(const TilePart& p, const TileItem& item) {
+    const int t = static_cast<int>(threadIdx.x);
+    if (t < item.tile.count) {
+      const int from = item.tile.first + t;
+      const int row = p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
+      x_scale = p.x_scale + static_cast<int64_t>(row) * p.x_blocks;
+    }
+    if (t < 2) {
+      const int output = item.first + t * (Shape::kIsGated ? p.n : Shape::kWeightRows / 2);
+      w_scale = p.w.scales(item.tile.expert, output < p.w.n ? output : item.first);
+    }
+  }
+  __device__ __forceinline__ void CopyScales(uint32_t to, int step) const {
+    if (x_scale != nullptr) CopyAsync4(to + threadIdx.x * 4, x_scale + step);
+    if (w_scale != nullptr) CopyAsync4(to + (kTileRows + threadIdx.x) * 4, w_scale + step);
   }
   __device__ __forceinline__ void Copy(uint32_t to, int step) const {
     const int chunk = threadIdx.x % 8, at = step * 128 + chunk * 16;
@@ -184,6 +196,7 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
     const int second = row + (Shape::kIsGated ? p.n : Shape::kWeightRows / 2);
     TileGather gather;
     gather.Load(p, item.tile, sizeof(typename Shape::Weight));
+    if constexpr (Shape::kScaleBytes > 0) gather.LoadScales<Shape>(p, item);
     const int steps = items.Steps(item);
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
@@ -194,7 +207,7 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
         CopyTile(to + Shape::kWeightBytes / 2, map, step * 64, second, full);
       }
       gather.Copy(memory.x(slot.index), step);
-      if constexpr (Shape::kScaleBytes > 0) gather.CopyScale(memory.scales(slot.index), step);
+      if constexpr (Shape::kScaleBytes > 0) gather.CopyScales(memory.scales(slot.index), step);
       CommitCopies();
       slot.Next();
       if (++pending > Shape::kLag) {

@@ -3,32 +3,8 @@
 namespace hadal::cuda {
 namespace {
 
-// Scales of the two halves of an item's weight rows (gate and up, or 64 outputs and the next 64), one
-// per step, fetched a step ahead.
-template <typename Shape>
-struct TileScales {
-  const float* w[2];
-  float next[2];
-  int step = 0, steps;
-
-  __device__ __forceinline__ TileScales(const TilePart& p, const TileItem& item, int count)
-      : steps(count) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int second = Shape::kIsGated ? p.n : Shape::kWeightRows / 2;
-      const int output = item.first + h * second;
-      w[h] = p.w.scales(item.tile.expert, output < p.w.n ? output : item.first);
-    }
-    Fetch();
-  }
-  __device__ __forceinline__ void Fetch() {
-    next[0] = __ldg(w[0] + step);
-    next[1] = __ldg(w[1] + step);
-    step = min(step + 1, steps - 1);
-  }
-};
-
-// Of a thread's rows g and g + 8, and of the two halves.
+// Of a step: of a thread's rows g and g + 8, and of the two halves of the weight rows (gate and up,
+// or 64 outputs and the next 64).
 struct StepScales {
   float x[2], w[2];
 };
@@ -52,18 +28,18 @@ __device__ __forceinline__ void AddScaled(const StepScales& s, const TileSums<Sh
 }
 
 template <typename Shape>
-__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart& p,
-                                             const TileItem& item, int steps, int group,
+__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart&,
+                                             const TileItem&, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-  TileScales<Shape> scales(p, item, steps);
   const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
   for (int i = 0; i < Shape::kWeightRows / 2; ++i) d[i] = 0;
   for (int step = 0; step < steps; ++step) {
     AwaitBarrier(memory.full(slot.index), slot.parity);
     const uint32_t x_scales = memory.scales(slot.index) + row * 4;
+    const uint32_t w_scales = memory.scales(slot.index) + kTileRows * 4;
     const StepScales now = {{LoadSharedFloat(x_scales), LoadSharedFloat(x_scales + 32)},
-                            {scales.next[0], scales.next[1]}};
+                            {LoadSharedFloat(w_scales), LoadSharedFloat(w_scales + 4)}};
     const uint64_t x = TileDescriptor(memory.x(slot.index) + group * 64 * 128);
     const uint64_t w = TileDescriptor(memory.weights(slot.index));
     TileSums<Shape> part;
@@ -71,7 +47,6 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, co
 #pragma unroll
     for (int k = 0; k < 4; ++k) WgmmaFp8N128(part, x + k * 2, w + k * 2, k > 0);
     CommitProducts();
-    scales.Fetch();
     AwaitProducts<0>();
     if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
     AddScaled<Shape>(now, part, d);

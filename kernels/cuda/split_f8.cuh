@@ -9,9 +9,9 @@ namespace hadal::cuda {
 // bf16 activations beside FP8 weights, for the FP8 tensor cores, without rounding them to FP8:
 //   x = scale * (high + low / 32), high and low e4m3.
 // bf16 has 8 significant bits and e4m3 4: high takes the upper ones to nearest, low the rest. The
-// scale is a power of two per row and 128 columns that brings the largest value into [128, 256). What
-// lies 2^13 below it or further loses bits, at most 2^-23 of the largest. The weights are multiplied
-// as they lie in memory, by twice as many columns.
+// scale is a power of two per row and 128 columns that brings the largest value into [128, 256).
+// What lies more than 2^14 below it loses bits, at most 2^-22 of the largest. The weights are
+// multiplied as they lie in memory, by twice as many columns.
 inline constexpr float kLowPart = 1.0f / 32;
 
 // Eight columns of a row.
