@@ -39,4 +39,19 @@ HADAL_FEW_PRODUCT("16", 2, HADAL_N8, HADAL_D2, "%8, %9", "{%8, %9, %10, %11}, %1
 HADAL_FEW_PRODUCT("32", 4, HADAL_N16, HADAL_D4, "%16, %17", "{%16, %17, %18, %19}, %20")
 HADAL_FEW_PRODUCT("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "{%32, %33, %34, %35}, %36")
 
+// d [64, N] = a [64, 32] b [N, 32]^T, plus d when `add`: e4m3, both in shared memory, k contiguous.
+// N = 16 or 64. Sums within such a product keep about 14 bits.
+#define HADAL_FEW_PRODUCT_F8(n, tiles, names, d_all, operands, adds)                            \
+  __device__ __forceinline__ void FewProductF8(float (&d)[tiles][4], uint64_t a, uint64_t b,    \
+                                               int add) {                                       \
+    asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, " adds ", 0;\n"                              \
+                 "wgmma.mma_async.sync.aligned.m64n" n "k32.f32.e4m3.e4m3 {" names "}, "        \
+                 operands ", p, 1, 1;\n}\n"                                                     \
+                 : d_all(d, 0)                                                                  \
+                 : "l"(a), "l"(b), "r"(add));                                                   \
+  }
+
+HADAL_FEW_PRODUCT_F8("16", 2, HADAL_N8, HADAL_D2, "%8, %9", "%10")
+HADAL_FEW_PRODUCT_F8("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "%34")
+
 }  // namespace hadal::cuda

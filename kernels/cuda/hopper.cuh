@@ -61,11 +61,38 @@ __device__ __forceinline__ void AwaitProducts() {
   asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory");
 }
 
+// Keeps the compiler from moving uses of registers across what products do to them meanwhile.
+__device__ __forceinline__ void Keep(float& v) { asm volatile("" : "+f"(v)::"memory"); }
+__device__ __forceinline__ void Keep(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
+template <int kTiles, typename T>
+__device__ __forceinline__ void KeepAll(T (&v)[kTiles][4]) {
+#pragma unroll
+  for (int i = 0; i < kTiles; ++i) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) Keep(v[i][c]);
+  }
+}
+
 // A tile of rows of 128 bytes in the 128-byte swizzle: 16-byte chunk c of row r lies at chunk
 // c ^ (r % 8). `at` is aligned to 1024 but for a multiple of 32 within the row.
 __device__ __forceinline__ uint64_t TileDescriptor(uint32_t at) {
   constexpr uint64_t kSwizzle128 = uint64_t{1} << 62, kEightRows = uint64_t{1024 >> 4} << 32;
   return kSwizzle128 | kEightRows | uint64_t{1} << 16 | (at & 0x3ffff) >> 4;
+}
+
+__device__ __forceinline__ void ArriveCluster() {
+  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
+}
+__device__ __forceinline__ void AwaitCluster() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// To the shared memory of block `rank` of the cluster, at the address that is `at` in this one's.
+__device__ __forceinline__ void StoreRemote16(uint32_t at, int rank, const float (&v)[4]) {
+  asm volatile(
+      "{\n.reg .u32 to;\nmapa.shared::cluster.u32 to, %0, %1;\n"
+      "st.shared::cluster.v4.f32 [to], {%2, %3, %4, %5};\n}\n" ::"r"(at),
+      "r"(rank), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
+      : "memory");
 }
 
 // Registers of this warpgroup from here on. REQUIRES: all of its warps.

@@ -77,37 +77,11 @@ __device__ __forceinline__ void CopyTokens(uint32_t to, const CUtensorMap* map, 
       "l"(map), "r"(column), "r"(matrix), "r"(token), "r"(barrier)
       : "memory");
 }
-__device__ __forceinline__ void ArriveCluster() {
-  asm volatile("barrier.cluster.arrive.release;" ::: "memory");
-}
-__device__ __forceinline__ void AwaitCluster() {
-  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
-}
-// To the shared memory of block `rank` of the cluster, at the address that is `at` in this one's.
-__device__ __forceinline__ void StoreRemote16(uint32_t at, int rank, const float (&v)[4]) {
-  asm volatile(
-      "{\n.reg .u32 to;\nmapa.shared::cluster.u32 to, %0, %1;\n"
-      "st.shared::cluster.v4.f32 [to], {%2, %3, %4, %5};\n}\n" ::"r"(at),
-      "r"(rank), "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3])
-      : "memory");
-}
 __device__ __forceinline__ uint32_t LoadShared2(uint32_t at) {
   uint16_t v;
   asm volatile("ld.shared.u16 %0, [%1];" : "=h"(v) : "r"(at));
   return v;
 }
-// Keeps the compiler from moving uses of registers across what products do to them meanwhile.
-__device__ __forceinline__ void Keep(float& v) { asm volatile("" : "+f"(v)::"memory"); }
-__device__ __forceinline__ void Keep(uint32_t& v) { asm volatile("" : "+r"(v)::"memory"); }
-template <int kTiles, typename T>
-__device__ __forceinline__ void KeepAll(T (&v)[kTiles][4]) {
-#pragma unroll
-  for (int i = 0; i < kTiles; ++i) {
-#pragma unroll
-    for (int c = 0; c < 4; ++c) Keep(v[i][c]);
-  }
-}
-
 // What a block works on, and where its shared memory is.
 template <typename Tile>
 struct FewBlock {

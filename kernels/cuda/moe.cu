@@ -151,7 +151,7 @@ int64_t MoeScratchBytes(const OpLimits& limits, DType act) {
                         aligned(rows * RoundUp16(limits.moe_width) * DTypeSize(act)) +
                         aligned(rows * limits.dim * 4) +
                         aligned(tokens * RoundUp16(limits.mlp_width) * DTypeSize(act)) +
-                        aligned(tokens * limits.dim * 4);
+                        aligned(tokens * limits.dim * 4) + StreamF8Bytes(tokens, limits);
   const int64_t moe = act == DType::kBF16 ? std::max(chunk, MoeTileBytes(limits)) : chunk;
   return limits.experts == 0 ? 0 : std::max(RouteScratchBytes(limits), moe);
 }

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_few.h"
+#include "kernels/cuda/moe_few_f8.h"
 #include "kernels/cuda/moe_few_w13.cuh"
 #include "kernels/cuda/moe_few_w2.cuh"
 
@@ -12,7 +13,6 @@ namespace {
 // of bf16 fit an SM together, so that w2 fetches while w13 ends.
 constexpr int kW13Slots = 5;
 constexpr int kW2Slots = 4;
-constexpr int64_t kMaxSharedBytes = 227 * 1024;
 
 int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
@@ -40,18 +40,18 @@ FewArgs ArgsOf(const MoeParams& p) {
   return a;
 }
 
-template <typename W>
-void LaunchFew(const MoeParams& p, CudaContext& context) {
-  DeviceScratch::Scope scope(context.scratch);
-  FewArgs a = ArgsOf(p);
+void SetHidden(const MoeParams& p, CudaContext& context, FewArgs& a) {
   a.hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * p.top_k * a.hidden_stride);
   a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
-  const auto w13 = FewW13Kernel<W, kW13Slots>;
-  const auto w2 = FewW2Kernel<W, kW2Slots>;
+}
+
+void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
+  const auto w13 = FewW13Kernel<bf16, kW13Slots>;
+  const auto w2 = FewW2Kernel<bf16, kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kMaxSharedBytes)));
-    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kMaxSharedBytes)));
+    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kFewSharedBytes)));
+    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kFewSharedBytes)));
     return true;
   }();
   (void)once;
@@ -61,8 +61,8 @@ void LaunchFew(const MoeParams& p, CudaContext& context) {
   const auto blocks = [&](int64_t items) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
-  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<W>(a, kW13Slots), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<W>(kW2Slots), context, a);
+  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<bf16>(a, kW13Slots), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<bf16>(kW2Slots), context, a);
 }
 
 }  // namespace
@@ -81,16 +81,18 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   // w13 starts at whole scale blocks: its k is never cut.
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
   FewArgs a = ArgsOf(p);
-  const int64_t bytes = dtype == DType::kBF16 ? FewW13SharedBytes<bf16>(a, kW13Slots)
-                                              : FewW13SharedBytes<fp8>(a, kW13Slots);
-  return bytes <= kMaxSharedBytes;
+  if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
+  return FewW13SharedBytes<bf16>(a, kW13Slots) <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {
+  DeviceScratch::Scope scope(context.scratch);
+  FewArgs a = ArgsOf(p);
+  SetHidden(p, context, a);
   if (p.w13->dtype == DType::kBF16) {
-    LaunchFew<bf16>(p, context);
+    LaunchFewBf16(a, p, context);
   } else {
-    LaunchFew<fp8>(p, context);
+    LaunchFewF8Experts(a, p.w13->count, std::min(p.tokens * p.top_k, p.w13->count), context);
   }
 }
 

@@ -13,6 +13,7 @@ inline constexpr int kFewRows = 64;      // (token, choice) pairs
 inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
+inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
 
 struct FewArgs {
   const void* x = nullptr;  // [tokens, dim] bf16
@@ -39,53 +40,60 @@ struct alignas(16) FewJobs {
   int row[kFewRows][kFewTokens];       // token * top_k + choice; -1 then
   int count;
   int expert[kFewRows];
-  int expert_of_row[kFewRows];
-  int is_first[kFewRows];
+  int job_of[kFewExperts];  // of an expert; while they are sought, its first row or kFewRows
   int local[kFewExperts];
 };
 
 // Does not depend on earlier kernels.
-__device__ inline void LoadLocalIndex(const FewArgs& a, FewJobs& jobs) {
-  for (int i = threadIdx.x; i < a.experts; i += kFewThreads) jobs.local[i] = a.local_index[i];
-  for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += kFewThreads) {
+__device__ inline void PrepareJobs(const FewArgs& a, FewJobs& jobs) {
+  for (int i = threadIdx.x; i < kFewExperts; i += blockDim.x) {
+    jobs.job_of[i] = kFewRows;
+    if (i < a.experts) jobs.local[i] = a.local_index[i];
+  }
+  for (int i = threadIdx.x; i < kFewRows * kFewTokens; i += blockDim.x) {
     jobs.row[i / kFewTokens][i % kFewTokens] = -1;
     jobs.weight[i / kFewTokens][i % kFewTokens] = 0;
   }
   __syncthreads();
 }
 
-// By all threads, after LoadLocalIndex().
+// By one warp, after PrepareJobs(); the others need a barrier.
 __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
-  const int rows = a.tokens * a.top_k, i = static_cast<int>(threadIdx.x);
-  int expert = -1;
-  if (i < rows) {
-    const int id = __ldcg(a.ids + i);
-    if (id >= 0 && id < a.experts) expert = jobs.local[id];
-    jobs.expert_of_row[i] = expert;
+  constexpr int kPerLane = kFewRows / 32;
+  const int lane = threadIdx.x % 32, rows = a.tokens * a.top_k;
+  int expert[kPerLane], before = 0;
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    const int i = u * 32 + lane, id = i < rows ? __ldcg(a.ids + i) : -1;
+    expert[u] = id >= 0 && id < a.experts ? jobs.local[id] : -1;
+    if (expert[u] >= 0) atomicMin(&jobs.job_of[expert[u]], i);
   }
-  __syncthreads();
-  int first = i;
-  if (i < rows) {
-    for (int j = i - 1; j >= 0; --j) {
-      if (jobs.expert_of_row[j] == expert) first = j;
-    }
-    jobs.is_first[i] = expert >= 0 && first == i;
+  __syncwarp();
+  bool first[kPerLane];
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    first[u] = expert[u] >= 0 && jobs.job_of[expert[u]] == u * 32 + lane;
   }
-  __syncthreads();
-  if (i < rows) {
-    int job = 0;
-    for (int j = 0; j < first; ++j) job += jobs.is_first[j];
-    if (expert >= 0) {
-      jobs.expert[job] = expert;
-      jobs.row[job][i / a.top_k] = i;
-      jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    const unsigned all = __ballot_sync(0xffffffffu, first[u]);
+    const int job = before + __popc(all & ((1u << lane) - 1));
+    if (first[u]) {
+      jobs.expert[job] = expert[u];
+      jobs.job_of[expert[u]] = job;
     }
-    if (i == rows - 1) {
-      for (int j = first; j < rows; ++j) job += jobs.is_first[j];
-      jobs.count = job;
-    }
+    before += __popc(all);
   }
-  __syncthreads();
+  if (lane == 0) jobs.count = before;
+  __syncwarp();
+#pragma unroll
+  for (int u = 0; u < kPerLane; ++u) {
+    if (expert[u] < 0) continue;
+    const int i = u * 32 + lane, job = jobs.job_of[expert[u]];
+    jobs.row[job][i / a.top_k] = i;
+    jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
+  }
 }
 
 // A ring slot of one warp: 128 bytes of each of 16 weight rows, where a lane finds what it copied.
@@ -109,12 +117,6 @@ struct FewSource {
   int lead;   // bytes by which the first step starts before the row
 };
 
-// Without the division of w.scales(): a warp comes here every few steps.
-__device__ __forceinline__ const float* ScalesOf(const WeightView& w, int matrix, int row) {
-  const int block = w.scale_rows == 1 ? row : row / 128;
-  return w.scale + (int64_t{matrix} * w.scale_n + block) * w.k_blocks;
-}
-
 template <typename W>
 __device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
                                                  int row1, int limit0, int limit1) {
@@ -125,7 +127,7 @@ __device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix
     s.valid[h] = row[h] < limit[h];
     const int inside = s.valid[h] ? row[h] : 0;
     s.row[h] = reinterpret_cast<const char*>(w.matrix<W>(matrix) + inside * w.stride);
-    s.scales[h] = sizeof(W) == 1 ? ScalesOf(w, matrix, inside) : nullptr;
+    s.scales[h] = sizeof(W) == 1 ? w.scales(matrix, inside) : nullptr;
   }
   s.bytes = static_cast<int>(w.stride * sizeof(W));
   s.lead = sizeof(W) == 1 ? w.k_lead : 0;

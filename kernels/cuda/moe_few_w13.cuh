@@ -124,11 +124,12 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   for (; issued < kSlots - 1 && producer.item < items.shared_items; ++issued) {
     producer.Issue(items, items.shared_items);
   }
-  LoadLocalIndex(a, shared.jobs);
+  PrepareJobs(a, shared.jobs);
   WaitForPrevious();
   AllowNext();
+  if (threadIdx.x < 32) FindJobs(a, shared.jobs);
   LoadTokens<W>(a, tokens);
-  FindJobs(a, shared.jobs);
+  __syncthreads();
   const int count = items.count();
   for (; issued < kSlots - 1; ++issued) producer.Issue(items, count);
 

@@ -164,8 +164,9 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewArgs a) {
   const uint32_t ring = SharedAddress(memory) + warp * kSlots * Slot::kBytes;
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
-  LoadLocalIndex(a, shared.jobs);
-  FindJobs(a, shared.jobs);
+  PrepareJobs(a, shared.jobs);
+  if (threadIdx.x < 32) FindJobs(a, shared.jobs);
+  __syncthreads();
   const W2Items<W> items(a, shared.jobs);
   W2Producer<W, kSlots> producer{ring, static_cast<int>(blockIdx.x), items.Begin()};
   producer.Load(items);

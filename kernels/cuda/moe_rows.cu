@@ -23,13 +23,12 @@ struct Chunk {
   int begin, end;
 };
 __device__ Chunk ChunkOf(int rows) {
-  const int step = 32 * kUnroll;
-  const int size = (rows + kWarps * step - 1) / (kWarps * step) * step;
+  const int size = (rows + kThreads - 1) / kThreads * 32;
   const int begin = min(rows, static_cast<int>(threadIdx.x / 32) * size);
   return {begin, min(rows, begin + size)};
 }
 
-// Calls visit(row, expert, peers): peers are the lanes whose row has the same expert.
+// Calls visit(row, expert), by whole warps; expert is -1 for nobody's row, -2 behind the last one.
 template <typename Visit>
 __device__ void ForEachRow(const MoeChoices& choices, const int32_t* local, Visit visit) {
   const Chunk chunk = ChunkOf(choices.rows);
@@ -45,9 +44,8 @@ __device__ void ForEachRow(const MoeChoices& choices, const int32_t* local, Visi
     for (int u = 0; u < kUnroll; ++u) {
       const int row = base + u * 32 + lane;
       const bool known = id[u] >= 0 && id[u] < choices.experts;
-      const int expert = row >= chunk.end ? -2 : known ? local[id[u]] : -1;
-      visit(row, expert, __match_any_sync(kAll, expert));
-      __syncwarp();
+      if (base + u * 32 >= chunk.end) break;
+      visit(row, row >= chunk.end ? -2 : known ? local[id[u]] : -1);
     }
   }
 }
@@ -124,12 +122,13 @@ __global__ void __launch_bounds__(kThreads) SortRowsKernel(SortArgs a) {
   __syncthreads();
   int* own = counts + threadIdx.x / 32 * a.choices.local_experts;
   const unsigned below = (1u << (threadIdx.x % 32)) - 1;
-  ForEachRow(a.choices, local, [&](int, int expert, unsigned peers) {
-    if (expert >= 0 && (peers & below) == 0) own[expert] += __popc(peers);
+  ForEachRow(a.choices, local, [&](int, int expert) {
+    if (expert >= 0) atomicAdd(&own[expert], 1);
   });
   __syncthreads();
   PlaceExperts(a, counts, first, first_tile);
-  ForEachRow(a.choices, local, [&](int row, int expert, unsigned peers) {
+  ForEachRow(a.choices, local, [&](int row, int expert) {
+    const unsigned peers = __match_any_sync(kAll, expert);  // lanes of the same expert
     const int at = expert >= 0 ? own[expert] + __popc(peers & below) : -1;
     __syncwarp();
     if (expert >= 0) {
@@ -137,6 +136,7 @@ __global__ void __launch_bounds__(kThreads) SortRowsKernel(SortArgs a) {
       if ((peers & below) == 0) own[expert] += __popc(peers);
     }
     if (expert != -2) a.out.row_of[row] = at;
+    __syncwarp();
   });
 }
 

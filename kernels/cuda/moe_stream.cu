@@ -11,17 +11,21 @@ int RoundUp8(int64_t n) { return CeilDiv(n, 8) * 8; }
 
 // Tiles of 64 rows read weights once where experts have more than about 20 rows; tiles of 32 leave
 // room for more slots.
-int TileTokens(const MoeParams& p) {
+int TileTokens(const MoeParams& p, const CudaContext& context) {
+  if (StreamF8Fits(p, context)) return kStreamF8Tokens;
   return int64_t{p.tokens} * p.top_k > int64_t{20} * p.experts ? 64 : 32;
 }
 
-void LaunchPart(const StreamArgs& args, DType dtype, bool gated, int tokens, int max_tiles,
-                CudaContext& context) {
-  const int rows = gated ? 64 : 128;  // outputs of an item
-  const int64_t items = int64_t{CeilDiv(args.shared.rows, tokens)} * CeilDiv(args.shared.n, rows) +
-                        int64_t{max_tiles} * CeilDiv(args.experts.n, rows);
+void LaunchPart(const StreamArgs& args, const MoeParams& p, const StreamRows& rows, bool gated,
+                int tokens, int max_tiles, CudaContext& context) {
+  const int outputs = gated ? 64 : 128;  // of an item
+  const int64_t items =
+      int64_t{CeilDiv(args.shared.rows, tokens)} * CeilDiv(args.shared.n, outputs) +
+      int64_t{max_tiles} * CeilDiv(args.experts.n, outputs);
   const int bound = static_cast<int>(std::min<int64_t>(items, 1 << 20));
-  if (dtype == DType::kBF16) {
+  if (StreamF8Fits(p, context)) {
+    LaunchStreamF8(args, rows, gated, bound, context);
+  } else if (p.w13->dtype == DType::kBF16) {
     LaunchStreamBf16(args, gated, tokens, bound, context);
   } else {
     LaunchStreamFp8(args, gated, tokens, bound, context);
@@ -56,7 +60,8 @@ bool MoeStreamFits(const MoeParams& p, const CudaContext& context) {
 void MoeStream(const MoeParams& p, CudaContext& context) {
   DeviceScratch& scratch = context.scratch;
   DeviceScratch::Scope scope(scratch);
-  const int rows = p.tokens * p.top_k, tokens = TileTokens(p), dim = static_cast<int>(p.dim);
+  const int rows = p.tokens * p.top_k, dim = static_cast<int>(p.dim);
+  const int tokens = TileTokens(p, context);
   const MoeRows sorted =
       SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, tokens, context);
   const int stride = RoundUp8(p.width), shared_stride = RoundUp8(p.shared.width);
@@ -78,7 +83,7 @@ void MoeStream(const MoeParams& p, CudaContext& context) {
     SetInput(p.x, dim, a.shared);
     SetOutput(p.shared.w13, p.shared.width, shared_hidden, shared_stride, a.shared);
   }
-  LaunchPart(a, p.w13->dtype, true, tokens, sorted.max_tiles, context);
+  LaunchPart(a, p, {p.tokens, nullptr, p.w13->count}, true, tokens, sorted.max_tiles, context);
 
   a.experts.source = nullptr;
   SetInput(hidden, stride, a.experts);
@@ -87,7 +92,7 @@ void MoeStream(const MoeParams& p, CudaContext& context) {
     SetInput(shared_hidden, shared_stride, a.shared);
     SetOutput(p.shared.w2, dim, shared_out, dim, a.shared);
   }
-  LaunchPart(a, p.w13->dtype, false, tokens, sorted.max_tiles, context);
+  LaunchPart(a, p, {rows, sorted.num_rows, p.w2->count}, false, tokens, sorted.max_tiles, context);
   CombineRows({.shared = has_shared ? shared_out : nullptr,
                .rows = out,
                .row_of = sorted.row_of,

@@ -92,7 +92,8 @@ __global__ void __launch_bounds__(kStreamThreads, 2) StreamKernel(StreamArgs a) 
   using Shape = StreamShape<W, kGated, kTokens, kSlots>;
   WaitForPrevious();
   AllowNext();
-  const StreamItems<Shape> items(a, kTokens);
+  StreamItems<Shape> items(a, kTokens);
+  items.CountExperts();
   const uint32_t ring = SharedAddress(memory);
   StreamProducer<W, kGated, kTokens, kSlots> producer{ring, static_cast<int>(blockIdx.x)};
   for (int i = 0; i < kSlots - 1; ++i) producer.Issue(items);

@@ -33,6 +33,18 @@ void LaunchStreamBf16(const StreamArgs& args, bool gated, int tokens, int max_it
 void LaunchStreamFp8(const StreamArgs& args, bool gated, int tokens, int max_items,
                      CudaContext& context);
 
+// The same where StreamF8Fits(): on Hopper's FP8 tensor cores, without rounding activations to FP8.
+inline constexpr int kStreamF8Tokens = 32;  // of a tile
+struct StreamRows {
+  int count = 0;                   // of the experts' x
+  const int32_t* there = nullptr;  // device, as SplitRows()
+  int matrices = 0;                // experts that live here
+};
+bool StreamF8Fits(const MoeParams& p, const CudaContext& context);
+void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, int max_items,
+                    CudaContext& context);
+int64_t StreamF8Bytes(int64_t tokens, const OpLimits& limits);  // of scratch
+
 // Moe() of few rows per expert: weights are streamed once for every 32 or 64 rows of an expert.
 bool MoeStreamFits(const MoeParams& p, const CudaContext& context);
 void MoeStream(const MoeParams& p, CudaContext& context);

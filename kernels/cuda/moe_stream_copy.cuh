@@ -41,19 +41,23 @@ struct StreamItem {
   bool of_shared;
 };
 
-template <typename Shape>
+template <typename Shape, typename Args = StreamArgs>
 struct StreamItems {
-  const StreamArgs& a;
+  const Args& a;
   int shared_tiles, shared_items, tiles_n, count;
 
   __device__ static int CeilDiv(int x, int y) { return (x + y - 1) / y; }
-  __device__ explicit StreamItems(const StreamArgs& args, int tokens)
+  __device__ explicit StreamItems(const Args& args, int tokens)
       : a(args),
         shared_tiles(CeilDiv(args.shared.rows, tokens)),
         shared_items(shared_tiles * CeilDiv(args.shared.n, Shape::kItemRows)),
         tiles_n(CeilDiv(args.experts.n, Shape::kItemRows)),
-        count(shared_items + __ldcg(args.experts.num_tiles) * tiles_n),
+        count(shared_items),
         tokens_(tokens) {}
+  // Before this only the shared items are known.
+  __device__ void CountExperts() {
+    count = shared_items + __ldcg(a.experts.num_tiles) * tiles_n;
+  }
 
   __device__ __forceinline__ StreamItem At(int item) const {
     if (item < shared_items) {
@@ -68,7 +72,7 @@ struct StreamItems {
             i % tiles_n * Shape::kItemRows,
             false};
   }
-  __device__ __forceinline__ const StreamPart& part(const StreamItem& item) const {
+  __device__ __forceinline__ const auto& part(const StreamItem& item) const {
     return item.of_shared ? a.shared : a.experts;
   }
   __device__ __forceinline__ int Steps(const StreamItem& item) const {

@@ -13,13 +13,14 @@ namespace hadal::cuda {
 template <int kColumns, typename PairAt>
 __device__ __forceinline__ void StoreColumns(uint32_t stage, const TilePart& p, const RowTile& tile,
                                              int row0, int column0, int limit, PairAt pair) {
+  constexpr int kRow = 2 * kColumns;  // bytes
   const int lane = threadIdx.x % 32, g = lane / 4, q = lane % 4;
   __syncwarp();
 #pragma unroll
   for (int j = 0; j < kColumns / 8; ++j) {
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      StoreShared4(stage + (g + 8 * h) * 256 + (j ^ g) * 16 + q * 4, pair(j, h));
+      StoreShared4(stage + (g + 8 * h) * kRow + (j ^ g) * 16 + q * 4, pair(j, h));
     }
   }
   __syncwarp();
@@ -28,7 +29,7 @@ __device__ __forceinline__ void StoreColumns(uint32_t stage, const TilePart& p, 
   for (int i = lane; i < 16 * kChunks; i += 32) {
     const int r = i / kChunks, chunk = i % kChunks, column = column0 + chunk * 8;
     if (row0 + r >= tile.count || column >= limit) continue;
-    const uint4 v = LoadShared16(stage + r * 256 + (chunk ^ r % 8) * 16);
+    const uint4 v = LoadShared16(stage + r * kRow + (chunk ^ r % 8) * 16);
     bf16* row = p.out + static_cast<int64_t>(tile.first + row0 + r) * p.out_stride;
     *reinterpret_cast<uint4*>(row + column) = v;
   }
@@ -47,14 +48,14 @@ template <typename Shape>
 __device__ __forceinline__ void StoreTile(const TileMemory<Shape>& memory, const TilePart& p,
                                           const TileItem& item, const TileSums<Shape>& d) {
   const int warp = static_cast<int>(threadIdx.x) / 32 - 4, row0 = warp * 16, q = threadIdx.x % 4;
-  constexpr int kColumns = Shape::kOutputs < 128 ? Shape::kOutputs : 128;
+  constexpr int kColumns = Shape::kStageColumns;
   if (row0 >= item.tile.count) return;
 #pragma unroll
   for (int part = 0; part < Shape::kOutputs / kColumns; ++part) {
-    const int column0 = item.first + part * 128;
+    const int column0 = item.first + part * kColumns;
     StoreColumns<kColumns>(memory.stage(warp), p, item.tile, row0, column0,
                            Shape::kIsGated ? p.out_stride : p.n, [&](int j, int h) {
-                             const int at = part * 64 + 4 * j + 2 * h;
+                             const int at = part * kColumns / 2 + 4 * j + 2 * h;
                              if constexpr (!Shape::kIsGated) return PackBf16(d[at], d[at + 1]);
                              constexpr int kUp = Shape::kWeightRows / 4;
                              const int column = column0 + 8 * j + 2 * q;

@@ -13,8 +13,6 @@ namespace hadal::cuda {
 inline constexpr int kTileThreads = 384;
 inline constexpr int kTileProducers = 128;
 inline constexpr int kTileConsumerWarps = 8;
-// Steps whose rows may be under way when the producer announces an older one.
-inline constexpr int kTileLag = 2;
 
 template <typename W, bool kGated>
 struct TileShape {
@@ -28,10 +26,16 @@ struct TileShape {
   static constexpr int kXBytes = kTileRows * 128;
   static constexpr int kWeightBytes = kWeightRows * 128;
   static constexpr int kSlotBytes = kXBytes + kWeightBytes;
-  static constexpr int kStageRow = 256;  // bytes of a row of the outgoing tile
+  // Steps whose rows may be under way when the producer announces an older one.
+  static constexpr int kLag = sizeof(W) == 1 ? 3 : 2;
+  static constexpr int kStageColumns = sizeof(W) == 1 ? 64 : 128;  // that go out at once
+  static constexpr int kStageRow = 2 * kStageColumns;              // bytes
   static constexpr int kStageBytes = kTileConsumerWarps * 16 * kStageRow;
   static constexpr int kBarrierBytes = 2 * kSlots * 8;
-  static constexpr int kSharedBytes = kSlots * kSlotBytes + kStageBytes + kBarrierBytes + 1024;
+  // Of a slot: of its rows, then of the two halves of the weight rows.
+  static constexpr int kScaleBytes = sizeof(W) == 1 ? (kTileRows + 4) * 4 : 0;
+  static constexpr int kSharedBytes =
+      kSlots * (kSlotBytes + kScaleBytes) + kStageBytes + kBarrierBytes + 1024;
 };
 
 // The value of lane 0: the compiler then knows that a warp does not part over it.
@@ -81,7 +85,8 @@ struct TileItems {
 };
 
 // Shared memory: the slots, the outgoing tile, then for each slot the barriers "full" (every
-// producer thread for its rows, and one for the weights) and "empty" (every consumer warp).
+// producer thread for its rows, and one for the weights) and "empty" (every consumer warp), and the
+// scales.
 template <typename Shape>
 struct TileMemory {
   uint32_t base;
@@ -97,6 +102,9 @@ struct TileMemory {
     return base + Shape::kSlots * Shape::kSlotBytes + Shape::kStageBytes + slot * 16;
   }
   __device__ uint32_t empty(int slot) const { return full(slot) + 8; }
+  __device__ uint32_t scales(int slot) const {
+    return full(Shape::kSlots) + slot * Shape::kScaleBytes;
+  }
   __device__ void InitBarriers() const {
     for (int i = 0; i < Shape::kSlots; ++i) {
       BarrierInit(full(i), kTileProducers + 1);
@@ -119,13 +127,16 @@ struct TileSlot {
   }
 };
 
-// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i.
+// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i; of FP8 also
+// the scales of row threadIdx.x, and of half threadIdx.x of the weight rows.
 struct TileGather {
   static constexpr int kRows = kTileRows / 16;
   const char* x;
   uint32_t offset[kRows];  // bytes
   int valid;               // bit i
   int bytes;               // of a row
+  const float* x_scale = nullptr;  // null: none to copy
+  const float* w_scale = nullptr;
 
   __device__ __forceinline__ void Load(const TilePart& p, const RowTile& tile, int element) {
     x = static_cast<const char*>(p.x);
@@ -140,6 +151,23 @@ struct TileGather {
       offset[i] = static_cast<uint32_t>(row) * static_cast<uint32_t>(p.x_stride * element);
       valid |= static_cast<int>(inside) << i;
     }
+  }
+  template <typename Shape>
+  __device__ __forceinline__ void LoadScales(const TilePart& p, const TileItem& item) {
+    const int t = static_cast<int>(threadIdx.x);
+    if (t < item.tile.count) {
+      const int from = item.tile.first + t;
+      const int row = p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
+      x_scale = p.x_scale + static_cast<int64_t>(row) * p.x_blocks;
+    }
+    if (t < 2) {
+      const int output = item.first + t * (Shape::kIsGated ? p.n : Shape::kWeightRows / 2);
+      w_scale = p.w.scales(item.tile.expert, output < p.w.n ? output : item.first);
+    }
+  }
+  __device__ __forceinline__ void CopyScales(uint32_t to, int step) const {
+    if (x_scale != nullptr) CopyAsync4(to + threadIdx.x * 4, x_scale + step);
+    if (w_scale != nullptr) CopyAsync4(to + (kTileRows + threadIdx.x) * 4, w_scale + step);
   }
   __device__ __forceinline__ void Copy(uint32_t to, int step) const {
     const int chunk = threadIdx.x % 8, at = step * 128 + chunk * 16;
@@ -168,6 +196,7 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
     const int second = row + (Shape::kIsGated ? p.n : Shape::kWeightRows / 2);
     TileGather gather;
     gather.Load(p, item.tile, sizeof(typename Shape::Weight));
+    if constexpr (Shape::kScaleBytes > 0) gather.LoadScales<Shape>(p, item);
     const int steps = items.Steps(item);
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
@@ -178,10 +207,11 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
         CopyTile(to + Shape::kWeightBytes / 2, map, step * 64, second, full);
       }
       gather.Copy(memory.x(slot.index), step);
+      if constexpr (Shape::kScaleBytes > 0) gather.CopyScales(memory.scales(slot.index), step);
       CommitCopies();
       slot.Next();
-      if (++pending > kTileLag) {
-        AwaitCopies<kTileLag>();
+      if (++pending > Shape::kLag) {
+        AwaitCopies<Shape::kLag>();
         FenceForProducts();
         Arrive(memory.full(announced.index));
         announced.Next();

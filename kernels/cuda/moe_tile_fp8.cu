@@ -3,38 +3,13 @@
 namespace hadal::cuda {
 namespace {
 
-// Scales of one item: of the thread's rows g and g + 8, and of the two halves of the weight rows
-// (gate and up, or 64 outputs and the next 64). One per step.
-template <typename Shape>
-struct TileScales {
-  const float* x[2];
-  const float* w[2];
-
-  __device__ __forceinline__ TileScales(const TilePart& p, const TileItem& item, int group) {
-    const int warp = static_cast<int>(threadIdx.x) / 32 % 4, g = threadIdx.x % 32 / 4;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int r = group * 64 + warp * 16 + g + 8 * h;
-      const int from = item.tile.first + (r < item.tile.count ? r : 0);
-      const int row = p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
-      x[h] = p.x_scale + static_cast<int64_t>(row) * p.x_blocks;
-      const int second = Shape::kIsGated ? p.n : Shape::kWeightRows / 2;
-      const int output = item.first + h * second;
-      w[h] = p.w.scales(item.tile.expert, output < p.w.n ? output : item.first);
-    }
-  }
-};
-
+// Of a step: of a thread's rows g and g + 8, and of the two halves of the weight rows (gate and up,
+// or 64 outputs and the next 64).
 struct StepScales {
   float x[2], w[2];
 };
-template <typename Shape>
-__device__ __forceinline__ StepScales LoadScales(const TileScales<Shape>& from, int step) {
-  return {{__ldcg(from.x[0] + step), __ldcg(from.x[1] + step)},
-          {__ldg(from.w[0] + step), __ldg(from.w[1] + step)}};
-}
 
-// d += the sums of one step times their scales. The next step's scales are under way meanwhile.
+// d += the sums of one step times their scales.
 template <typename Shape>
 __device__ __forceinline__ void AddScaled(const StepScales& s, const TileSums<Shape>& part,
                                           TileSums<Shape>& d) {
@@ -53,17 +28,18 @@ __device__ __forceinline__ void AddScaled(const StepScales& s, const TileSums<Sh
 }
 
 template <typename Shape>
-__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart& p,
-                                             const TileItem& item, int steps, int group,
+__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart&,
+                                             const TileItem&, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-  const TileScales<Shape> scales(p, item, group);
-  StepScales next = LoadScales(scales, 0);
+  const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
   for (int i = 0; i < Shape::kWeightRows / 2; ++i) d[i] = 0;
   for (int step = 0; step < steps; ++step) {
-    const StepScales now = next;
-    next = LoadScales(scales, min(step + 1, steps - 1));
     AwaitBarrier(memory.full(slot.index), slot.parity);
+    const uint32_t x_scales = memory.scales(slot.index) + row * 4;
+    const uint32_t w_scales = memory.scales(slot.index) + kTileRows * 4;
+    const StepScales now = {{LoadSharedFloat(x_scales), LoadSharedFloat(x_scales + 32)},
+                            {LoadSharedFloat(w_scales), LoadSharedFloat(w_scales + 4)}};
     const uint64_t x = TileDescriptor(memory.x(slot.index) + group * 64 * 128);
     const uint64_t w = TileDescriptor(memory.weights(slot.index));
     TileSums<Shape> part;

@@ -25,8 +25,8 @@ auto EncodeFunction() {
 
 CUtensorMap TensorMapOf(const TensorShape& shape) {
   CUtensorMap map{};
-  cuuint64_t dims[4] = {}, strides[3] = {};
-  cuuint32_t box[4] = {}, steps[4] = {1, 1, 1, 1};
+  cuuint64_t dims[5] = {}, strides[4] = {};
+  cuuint32_t box[5] = {}, steps[5] = {1, 1, 1, 1, 1};
   for (int i = 0; i < shape.rank; ++i) {
     dims[i] = static_cast<cuuint64_t>(shape.dims[i]);
     box[i] = static_cast<cuuint32_t>(shape.box[i]);

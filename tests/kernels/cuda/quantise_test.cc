@@ -1,8 +1,10 @@
 #include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/split_f8.h"
 
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <span>
 
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
@@ -116,6 +118,57 @@ TEST_CASE("rows are rounded to e4m3 with a scale per 128 columns") {
     CheckQuantise({.source_rows = 67, .columns = 2048, .row_count = 0, .silu_mul = silu_mul},
                   device, rng);
   }
+}
+
+// Values over 40 powers of two, one source or two, `there` rows of the first.
+void CheckSplit(int rows, int there, int columns, int lead, bool both, std::mt19937_64& rng) {
+  CAPTURE(rows, there, columns, lead, both);
+  DeviceFixture device(DType::kBF16, 2 * cuda::SplitRowsBytes(rows, columns));
+  std::vector<float> x = testing::RandomFloats(int64_t{rows} * columns, rng);
+  for (float& v : x) v = std::ldexp(v, static_cast<int>(rng() % 41) - 20);
+  const GuardedBuffer in(testing::ToAct(x, DType::kBF16));  // rounds x too
+  const GuardedBuffer count(std::vector<int32_t>{there});
+  const cuda::SplitSource source{in.as<__nv_bfloat16>(), rows, count.as<int32_t>(), columns, lead};
+  const cuda::SplitSource sources[2] = {source, source};
+  cuda::SplitView views[2];
+  cuda::SplitRows(std::span(sources).first(both ? 2 : 1), views, device.context);
+  REQUIRE(device.Finished());
+  const cuda::SplitView& view = views[both ? 1 : 0];
+  const int64_t blocks = view.blocks, width = blocks * 128;
+  REQUIRE(blocks == (columns + lead + 127) / 128);
+  std::vector<uint8_t> codes(static_cast<size_t>(there * 2 * width));
+  std::vector<float> scales(static_cast<size_t>(there * blocks));
+  cudaMemcpy(codes.data(), view.codes, codes.size(), cudaMemcpyDeviceToHost);
+  cudaMemcpy(scales.data(), view.scales, scales.size() * 4, cudaMemcpyDeviceToHost);
+  int64_t wrong = 0;
+  for (int64_t i = 0; i < there * blocks; ++i) {
+    const int64_t r = i / blocks, b = i % blocks;
+    const auto at = [&](int64_t c) {  // of the block
+      const int64_t column = b * 128 + c - lead;
+      const bool inside = column >= 0 && column < columns;
+      return inside ? double{x[static_cast<size_t>(r * columns + column)]} : 0.0;
+    };
+    double most = 0;
+    for (int64_t c = 0; c < 128; ++c) most = std::max(most, std::abs(at(c)));
+    for (int64_t c = 0; c < 128; ++c) {
+      const auto first = static_cast<size_t>(r * 2 * width + b * 128 + c);
+      const double high = F8E4M3ToFloat(codes[first]);
+      const double low = F8E4M3ToFloat(codes[first + static_cast<size_t>(width)]);
+      const double got = scales[static_cast<size_t>(i)] * (high + low / 32);
+      const double limit = std::abs(at(c)) * 16384 >= most ? 0 : std::ldexp(most, -22);
+      wrong += !(std::abs(got - at(c)) <= limit);
+    }
+  }
+  CHECK(wrong == 0);
+}
+
+TEST_CASE("rows are split into two e4m3 parts, exactly down to 2^-14 of the largest value") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  CheckSplit(1, 1, 8, 0, false, rng);
+  CheckSplit(5, 5, 200, 0, false, rng);
+  CheckSplit(13, 9, 192, 64, true, rng);
+  CheckSplit(40, 40, 1408, 16, true, rng);
 }
 
 }  // namespace

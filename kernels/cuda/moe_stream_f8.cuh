@@ -1,0 +1,289 @@
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/few_wgmma.cuh"
+#include "kernels/cuda/moe_boxes.cuh"
+#include "kernels/cuda/moe_stream_copy.cuh"
+#include "kernels/cuda/split_f8.cuh"
+#include "kernels/cuda/split_f8.h"
+
+namespace hadal::cuda {
+
+// The grouped products of moe_stream.cuh on Hopper's FP8 tensor cores: weights are the left operand
+// as they lie in memory, tokens, split in two, the right one. A block makes 128 weight rows of one
+// tile at a time: warpgroup 0 fetches (tokens one by one, for they are gathered; weights by the
+// copy engine), warpgroups 1 and 2 multiply 64 weight rows each.
+
+inline constexpr int kStreamF8Producers = 128;
+inline constexpr int kStreamF8Threads = kStreamF8Producers + 256;
+inline constexpr int kStreamF8Box = 64 * 128;  // bytes of a warpgroup's weights
+inline constexpr int kStreamF8Lag = 2;  // steps under way when the producer announces an older one
+
+struct StreamF8Part : StreamPart {
+  SplitView split;  // instead of x
+};
+struct StreamF8Args {
+  CUtensorMap shared_map, experts_map;  // PairMap() or RowMap()
+  StreamF8Part shared, experts;
+};
+
+template <bool kGated>
+struct StreamF8Shape {
+  static constexpr bool kIsGated = kGated;
+  static constexpr int kTokens = kStreamF8Tokens;
+  static constexpr int kTiles = kTokens / 8;
+  static constexpr int kSlots = 8;
+  static constexpr int kStepK = 128;
+  static constexpr int kItemRows = kGated ? 64 : 128;  // outputs of an item
+  static constexpr int kWeightBytes = 2 * kStreamF8Box;
+  static constexpr int kXRows = 2 * kTokens;  // high parts, then low ones
+  static constexpr int kSlotBytes = kWeightBytes + kXRows * 128;
+  static constexpr int kScaleBytes = kTokens * 4;
+  static constexpr int kSharedBytes = 1024 + kSlots * (kSlotBytes + kScaleBytes + 16);
+};
+
+template <typename Shape>
+struct StreamF8Memory {
+  uint32_t base;
+  __device__ explicit StreamF8Memory(const void* memory)
+      : base((SharedAddress(memory) + 1023) / 1024 * 1024) {}
+  __device__ uint32_t weights(int slot) const { return base + slot * Shape::kSlotBytes; }
+  __device__ uint32_t x(int slot) const { return weights(slot) + Shape::kWeightBytes; }
+  __device__ uint32_t scales(int slot) const {
+    return base + Shape::kSlots * Shape::kSlotBytes + slot * Shape::kScaleBytes;
+  }
+  __device__ uint32_t full(int slot) const { return scales(Shape::kSlots) + slot * 16; }
+  __device__ uint32_t empty(int slot) const { return full(slot) + 8; }
+  __device__ void InitBarriers() const {
+    for (int i = 0; i < Shape::kSlots; ++i) {
+      BarrierInit(full(i), kStreamF8Producers + 1);
+      BarrierInit(empty(i), 8);
+    }
+    FenceBarrierInit();
+  }
+};
+
+template <typename Shape>
+struct StreamF8Slot {
+  int index = 0, parity = 0;
+  __device__ __forceinline__ void Next() {
+    if (++index == Shape::kSlots) index = 0, parity ^= 1;
+  }
+};
+
+// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i of a slot,
+// and the scale of token threadIdx.x.
+template <typename Shape>
+struct StreamF8Gather {
+  static constexpr int kRows = Shape::kXRows / 16;
+  const uint8_t* codes;
+  const float* scale;
+  uint32_t offset[kRows];
+  int valid = 0;  // bit i; bit kRows: the scale
+
+  __device__ __forceinline__ StreamF8Gather(const StreamF8Part& p, const RowTile& tile)
+      : codes(p.split.codes) {
+    const auto row_of = [&](int r) {
+      const int from = tile.first + min(r, tile.count - 1);
+      return p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
+    };
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16, token = r % Shape::kTokens;
+      const int row = row_of(token) * 2 + r / Shape::kTokens;
+      offset[i] = static_cast<uint32_t>(row) * p.split.blocks * 128 + threadIdx.x % 8 * 16;
+      valid |= static_cast<int>(token < tile.count) << i;
+    }
+    const int token = threadIdx.x;
+    scale = p.split.scales + int64_t{row_of(token)} * p.split.blocks;
+    valid |= static_cast<int>(token < min(tile.count, Shape::kTokens)) << kRows;
+  }
+  __device__ __forceinline__ void Copy(uint32_t x, uint32_t scales, int step) const {
+#pragma unroll
+    for (int i = 0; i < kRows; ++i) {
+      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16, chunk = threadIdx.x % 8;
+      if (valid >> i & 1) {
+        CopyAsync16(x + r * 128 + (chunk ^ r % 8) * 16, codes + offset[i] + step * 128, true);
+      }
+    }
+    if (valid >> kRows & 1) CopyAsync4(scales + threadIdx.x * 4, scale + step);
+  }
+};
+
+template <typename Shape>
+__device__ __forceinline__ void CopyStreamWeights(const StreamF8Args& a, const StreamItem& item,
+                                                  int step, uint32_t to, uint32_t full) {
+  const CUtensorMap* map = item.of_shared ? &a.shared_map : &a.experts_map;
+  const int column = step * 128 - (item.of_shared ? a.shared : a.experts).w.k_lead;
+  ArriveExpecting(full, Shape::kWeightBytes);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    const uint32_t box = to + half * kStreamF8Box;
+    if constexpr (Shape::kIsGated) {
+      CopyRowPairs(box, map, column, item.first / 8 + half * 4, item.tile.expert, full);
+    } else {
+      CopyRows64(box, map, column, item.first + half * 64, item.tile.expert, full);
+    }
+  }
+}
+
+// Weights of the shared items, as far as the ring goes, by one thread; steps.
+template <typename Shape>
+__device__ __forceinline__ int StartStream(const StreamF8Args& a,
+                                           const StreamItems<Shape, StreamF8Args>& items,
+                                           const StreamF8Memory<Shape>& memory) {
+  int slot = 0;
+  for (int i = blockIdx.x; i < items.shared_items; i += gridDim.x) {
+    const StreamItem item = items.At(i);
+    for (int step = 0; step < items.Steps(item); ++step) {
+      if (slot == Shape::kSlots) return slot;
+      CopyStreamWeights<Shape>(a, item, step, memory.weights(slot), memory.full(slot));
+      ++slot;
+    }
+  }
+  return slot;
+}
+
+// started: steps whose weights are under way.
+template <typename Shape>
+__device__ __forceinline__ void ProduceStream(const StreamF8Args& a,
+                                              const StreamItems<Shape, StreamF8Args>& items,
+                                              const StreamF8Memory<Shape>& memory, int started) {
+  StreamF8Slot<Shape> slot, announced;
+  int pending = 0;
+  const auto announce = [&] {
+    FenceForProducts();
+    Arrive(memory.full(announced.index));
+    announced.Next();
+    --pending;
+  };
+  for (int i = blockIdx.x; i < items.count; i += gridDim.x) {
+    const StreamItem item = items.At(i);
+    const StreamF8Gather<Shape> gather(items.part(item), item.tile);
+    const int steps = items.Steps(item);
+    for (int step = 0; step < steps; ++step) {
+      AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
+      if (threadIdx.x == 0 && --started < 0) {
+        CopyStreamWeights<Shape>(a, item, step, memory.weights(slot.index),
+                                 memory.full(slot.index));
+      }
+      gather.Copy(memory.x(slot.index), memory.scales(slot.index), step);
+      CommitCopies();
+      slot.Next();
+      if (++pending > kStreamF8Lag) {
+        AwaitCopies<kStreamF8Lag>();
+        announce();
+      }
+    }
+  }
+  AwaitCopies<0>();
+  while (pending > 0) announce();
+}
+
+// Of a thread: rows g and g + 8 of its warp's 16, tokens 8 j + 2 q and the next.
+template <typename Shape>
+using StreamF8Sums = float[Shape::kTiles][4];
+
+// sums += products of a slot times the scales of the two rows and of the tokens.
+template <typename Shape>
+__device__ __forceinline__ void MultiplySlot(const StreamF8Memory<Shape>& memory, int slot,
+                                             int group, float low, float high,
+                                             StreamF8Sums<Shape>& sums) {
+  const uint64_t a = TileDescriptor(memory.weights(slot) + group * kStreamF8Box);
+  const uint64_t b = TileDescriptor(memory.x(slot));
+  float d[2 * Shape::kTiles][4];
+  BeginProducts();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) FewProductF8(d, a + 2 * k, b + 2 * k, k > 0);
+  CommitProducts();
+  AwaitProducts<0>();
+  KeepAll(d);
+  const uint32_t scales = memory.scales(slot) + threadIdx.x % 4 * 8;
+#pragma unroll
+  for (int j = 0; j < Shape::kTiles; ++j) {
+    const float x0 = LoadSharedFloat(scales + j * 32), x1 = LoadSharedFloat(scales + j * 32 + 4);
+    const float scale[4] = {low * x0, low * x1, high * x0, high * x1};
+#pragma unroll
+    for (int c = 0; c < 4; ++c) {
+      sums[j][c] += scale[c] * (d[j][c] + kLowPart * d[j + Shape::kTiles][c]);
+    }
+  }
+}
+
+template <typename Shape>
+__device__ __forceinline__ void StoreStream(const StreamPart& p, const StreamItem& item, int output,
+                                            const StreamF8Sums<Shape>& sums) {
+#pragma unroll
+  for (int j = 0; j < Shape::kTiles; ++j) {
+#pragma unroll
+    for (int c = 0; c < 2; ++c) {
+      const int r = j * 8 + threadIdx.x % 4 * 2 + c;
+      if (r >= item.tile.count) continue;
+      const int64_t at = int64_t{item.tile.first + r} * p.out_stride + output;
+      const float low = sums[j][c], high = sums[j][2 + c];
+      if constexpr (Shape::kIsGated) {
+        if (output < p.n) static_cast<bf16*>(p.out)[at] = FromFloat<bf16>(SiluMul(low, high));
+      } else {
+        if (output < p.n) static_cast<float*>(p.out)[at] = low;
+        if (output + 8 < p.n) static_cast<float*>(p.out)[at + 8] = high;
+      }
+    }
+  }
+}
+
+template <typename Shape>
+__device__ __forceinline__ void ConsumeStream(const StreamItems<Shape, StreamF8Args>& items,
+                                              const StreamF8Memory<Shape>& memory) {
+  const int group = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, g = threadIdx.x % 32 / 4;
+  const int local = Shape::kIsGated ? group * 32 + warp * 8 + g : group * 64 + warp * 16 + g;
+  StreamF8Slot<Shape> slot;
+  for (int i = blockIdx.x; i < items.count; i += gridDim.x) {
+    const StreamItem item = items.At(i);
+    const StreamF8Part& p = items.part(item);
+    const int output = item.first + local, steps = items.Steps(item);
+    const int64_t row = min(output, p.n - 1);
+    const int64_t other = Shape::kIsGated ? row + p.n : min(output + 8, p.n - 1);
+    const float* low = p.w.scales(item.tile.expert, row);
+    const float* high = p.w.scales(item.tile.expert, other);
+    float next_low = __ldg(low), next_high = __ldg(high);
+    StreamF8Sums<Shape> sums = {};
+    for (int step = 0; step < steps; ++step) {
+      const float now_low = next_low, now_high = next_high;
+      const int ahead = min(step + 1, steps - 1);
+      next_low = __ldg(low + ahead);
+      next_high = __ldg(high + ahead);
+      AwaitBarrier(memory.full(slot.index), slot.parity);
+      MultiplySlot<Shape>(memory, slot.index, group, now_low, now_high, sums);
+      if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
+      slot.Next();
+    }
+    StoreStream<Shape>(p, item, output, sums);
+  }
+}
+
+template <typename Shape>
+__global__ void __launch_bounds__(kStreamF8Threads, 1)
+    StreamF8Kernel(const __grid_constant__ StreamF8Args a) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  extern __shared__ char shared[];
+  const StreamF8Memory<Shape> memory(shared);
+  if (threadIdx.x == 0) {
+    memory.InitBarriers();
+    PrefetchMap(&a.experts_map);
+  }
+  StreamItems<Shape, StreamF8Args> items(a, Shape::kTokens);
+  const int started = threadIdx.x == 0 ? StartStream<Shape>(a, items, memory) : 0;
+  __syncthreads();
+  WaitForPrevious();
+  AllowNext();
+  items.CountExperts();
+  if (threadIdx.x < kStreamF8Producers) {
+    ProduceStream<Shape>(a, items, memory, started);
+  } else {
+    ConsumeStream<Shape>(items, memory);
+  }
+#endif
+}
+
+}  // namespace hadal::cuda
