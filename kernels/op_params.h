@@ -57,12 +57,14 @@ struct EmbedParams {
   int32_t vocab_begin = 0;       // ids outside [vocab_begin, vocab_end) give a row of zeros
   int32_t vocab_end = 0;
   int64_t dim = 0;
-  void* out = nullptr;           // [tokens, dim] act
+  bool float_out = false;        // out is float, not act: the residual stream
+  void* out = nullptr;           // [tokens, dim]
 };
 
 // residual += delta (when delta is set); out = weight * residual / sqrt(mean(residual^2) + eps).
 struct RmsNormParams {
-  void* residual = nullptr;      // [tokens, dim] act, stride x_stride
+  void* residual = nullptr;      // [tokens, dim], stride x_stride
+  bool float_residual = false;   // residual is float, not act: the residual stream
   const void* delta = nullptr;   // [tokens, dim] act or null, contiguous
   const float* weight = nullptr; // [dim]
   void* out = nullptr;           // [tokens, dim] act, stride out_stride; may be null: only the sum

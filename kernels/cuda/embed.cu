@@ -57,7 +57,7 @@ void EmbedAs(const EmbedParams& p, CudaContext& context) {
 void Embed(const EmbedParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   const bool wide_table = p.table_dtype == DType::kF32;
-  if (context.act == DType::kF32) {
+  if (context.act == DType::kF32 || p.float_out) {
     wide_table ? EmbedAs<float, float>(p, context) : EmbedAs<__nv_bfloat16, float>(p, context);
   } else {
     wide_table ? EmbedAs<float, __nv_bfloat16>(p, context)

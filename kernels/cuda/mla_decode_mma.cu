@@ -17,8 +17,7 @@ constexpr int kRows = 16;
 constexpr int kDim = kDecodeDim;
 constexpr int kSteps = kDim / 16;
 constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32;
-constexpr int kStages = 3;
+constexpr int kWarps = kThreads / 32, kStages = 3;
 constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
 constexpr int kStageBytes = kBlockSize * kPitch;
 constexpr int kWeightPitch = kBlockSize * 2 + 16;
@@ -38,19 +37,19 @@ struct Shared {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Brings the run's tiles into the stages, one after the other. All threads keep the same state,
-// each warp copies its 8 keys.
+// Brings the run's tiles into the stages, one after the other: keys of earlier steps (old), of this
+// one, or both. All threads keep the same state, each warp copies its 8 keys.
 struct Producer {
   int item;
+  int old;  // keys
   int first_block;
-  int keys;
-  int tiles;
-  int tile;
+  int keys, tiles, tile;
   int left;   // tiles not yet on their way
   int block;  // of the next tile
 
   __device__ __forceinline__ void Enter(const DecodeItem& next) {
     item = next.index;
+    old = next.row.start_pos;
     first_block = next.row.first_block;
     keys = next.keys;
     tiles = next.tiles;
@@ -58,13 +57,14 @@ struct Producer {
   __device__ __forceinline__ void LoadBlock(const DecodeArgs& a) {
     if (left > 0) block = a.p.rows.block_tables[first_block + tile];
   }
+  template <bool kOld, bool kNew>
   __device__ __forceinline__ void Issue(const DecodeArgs& a, Shared& shared, int stage) {
     if (left == 0) return;
     const int valid = min(kBlockSize, keys - tile * kBlockSize);
     const uint32_t barrier = SharedAddress(&shared.full[stage]);
-    if (threadIdx.x == 0) BarrierArriveExpect(barrier, valid * kDim * 2);
+    if (kOld && threadIdx.x == 0) BarrierArriveExpect(barrier, valid * kDim * 2);
     const int lane = threadIdx.x % 32, key = threadIdx.x / 32 * 8 + lane;
-    if (lane < 8 && key < valid) {
+    if (lane < 8 && key < valid && (tile * kBlockSize + key < old ? kOld : kNew)) {
       const char* from = static_cast<const char*>(a.p.cache) +
                          (static_cast<int64_t>(block) * kBlockSize + key) * (kDim * 2);
       BulkCopy(SharedAddress(shared.stages[stage] + key * kPitch), from, kDim * 2, barrier);
@@ -231,7 +231,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     Softmax(a, t * kBlockSize, scores, state, shared, o);
     AddValues(stage, shared.weights, o);
     __syncthreads();
-    producer.Issue(a, shared, ring.stage);
+    producer.Issue<true, true>(a, shared, ring.stage);
   }
   WriteSegment(a, s, state, shared, o);
 }
@@ -248,20 +248,23 @@ __global__ void __launch_bounds__(kThreads, 1)
     for (uint64_t& barrier : shared.full) BarrierInit(SharedAddress(&barrier), 1);
     FenceAsync();
   }
-  cudaGridDependencySynchronize();
-  if (threadIdx.x == 0) ClearMerge(a);
+  // Rows and block tables were there before the step began, and so were the keys of earlier ones.
   const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
-  if (run.tiles == 0) return;
-  if (threadIdx.x == 0) {
-    shared.run = run;
-    EnterSegment(a, shared.run, true, shared.segment);
+  Producer producer{};
+  if (run.tiles > 0) {
+    producer.Enter(LoadItem(a, run.item));
+    producer.tile = run.tile;
+    producer.left = run.tiles;
+    producer.LoadBlock(a);
+    if (threadIdx.x == 0) shared.run = run, shared.segment = FirstSegment(a, run);
   }
-  Producer producer;
-  producer.Enter(LoadItem(a, run.item));
-  producer.tile = run.tile;
-  producer.left = run.tiles;
-  producer.LoadBlock(a);
-  for (int stage = 0; stage < kStages; ++stage) producer.Issue(a, shared, stage);
+  Producer early = producer;
+  for (int stage = 0; stage < kStages; ++stage) early.Issue<true, false>(a, shared, stage);
+  cudaGridDependencySynchronize();
+  ClearMerges<kThreads>(a);
+  if (run.tiles == 0) return;
+  if (threadIdx.x == 0) NoteMerge(a, shared.run, shared.segment);
+  for (int stage = 0; stage < kStages; ++stage) producer.Issue<false, true>(a, shared, stage);
   Ring ring;
   while (true) {
     __syncthreads();

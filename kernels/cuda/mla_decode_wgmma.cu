@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     FenceAsync();
   }
   cudaGridDependencySynchronize();
-  if (threadIdx.x == 0) ClearMerge(a);
+  ClearMerges<kThreads>(a);
   const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
   if (run.tiles == 0) return;
   if (threadIdx.x == 0) shared.run = run;

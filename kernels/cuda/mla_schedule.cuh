@@ -77,11 +77,7 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
   const int end = min(items, first + per_thread);
   int mine = 0;
   for (int i = first; i < end; ++i) {
-    const int tiles = LoadItem(a, i).tiles;
-    if (tiles == 0 && a.by_row && lane_run == 0) {
-      a.merges[i * lanes + Lane(a)] = make_int4(-1, 0, 0, 0);
-    }
-    mine += tiles;
+    mine += LoadItem(a, i).tiles;
   }
   int before = mine;  // inclusive sum over the warp's lanes
   for (int d = 1; d < 32; d *= 2) {
@@ -152,19 +148,36 @@ __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& 
 }
 
 // Thread 0, at the start: nothing goes on behind this CTA yet.
-__device__ __forceinline__ void ClearMerge(const DecodeArgs& a) {
-  if (a.merges != nullptr && !a.by_row) a.merges[blockIdx.x] = make_int4(-1, 0, 0, 0);
+template <int kThreads>
+__device__ __forceinline__ void ClearMerges(const DecodeArgs& a) {
+  if (a.merges == nullptr) return;
+  const int4 none = make_int4(-1, 0, 0, 0);
+  if (!a.by_row) {
+    if (threadIdx.x == 0) a.merges[blockIdx.x] = none;
+    return;
+  }
+  if (static_cast<int>(blockIdx.x) >= a.pieces) return;
+  for (int i = threadIdx.x; i < a.p.rows.num_rows; i += kThreads) {
+    if (LoadItem(a, i).tiles == 0) a.merges[i * a.pieces + Lane(a)] = none;
+  }
+}
+
+// The first segment of a run. REQUIRES: NoteMerge() of it.
+__device__ inline DecodeSegment FirstSegment(const DecodeArgs& a, const DecodeRun& run) {
+  DecodeSegment s{LoadItem(a, run.item), run.tile, 0, 0};
+  s.tiles = min(run.tiles, s.item.tiles - s.tile);
+  return s;
 }
 
 // Thread 0: makes `s` the first segment of the run, or the one after what it is.
 __device__ inline void EnterSegment(const DecodeArgs& a, const DecodeRun& run, bool first,
                                     DecodeSegment& s) {
   if (first) {
-    s = {LoadItem(a, run.item), run.tile, 0, 0};
+    s = FirstSegment(a, run);
   } else {
     s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+    s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
   }
-  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
   NoteMerge(a, run, s);
 }
 

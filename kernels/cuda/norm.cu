@@ -23,9 +23,10 @@ __device__ float CtaSum(float x) {
   return x;
 }
 
-template <typename T>
+// S: of the residual, T: of activations.
+template <typename S, typename T>
 struct NormArgs {
-  T* residual;
+  S* residual;
   const T* delta;
   const float* weight;
   T* out;
@@ -38,15 +39,15 @@ struct NormArgs {
 // The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per
 // thread, which keeps it in registers: memory is read once. Weights are there before the kernel in
 // front of this one ends.
-template <typename T>
-__global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<T> a) {
+template <typename S, typename T>
+__global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a) {
   const int64_t i = threadIdx.x * kVector;
   const bool mine = i < a.dim;
   float x[kVector] = {}, w[kVector] = {};
   if (mine && a.out != nullptr) LoadVector(a.weight + i, w);
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  T* residual = a.residual + blockIdx.x * a.x_stride;
+  S* residual = a.residual + blockIdx.x * a.x_stride;
   float square = 0;
   if (mine) {
     LoadVector(residual + i, x);
@@ -54,7 +55,7 @@ __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<T> a) {
       float d[kVector];
       LoadVector(a.delta + blockIdx.x * a.dim + i, d);
 #pragma unroll
-      for (int j = 0; j < kVector; ++j) x[j] = ToFloat(FromFloat<T>(x[j] + d[j]));
+      for (int j = 0; j < kVector; ++j) x[j] = ToFloat(FromFloat<S>(x[j] + d[j]));
       StoreVector(residual + i, x);
     }
 #pragma unroll
@@ -69,16 +70,16 @@ __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<T> a) {
 }
 
 // Any width, any stride. Each thread finds in memory what it wrote there itself.
-template <typename T>
-__global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<T> a) {
+template <typename S, typename T>
+__global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<S, T> a) {
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  T* residual = a.residual + blockIdx.x * a.x_stride;
+  S* residual = a.residual + blockIdx.x * a.x_stride;
   float square = 0;
   for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
     float x = ToFloat(residual[i]);
     if (a.delta != nullptr) {
-      residual[i] = FromFloat<T>(x + ToFloat(a.delta[blockIdx.x * a.dim + i]));
+      residual[i] = FromFloat<S>(x + ToFloat(a.delta[blockIdx.x * a.dim + i]));
       x = ToFloat(residual[i]);
     }
     square += x * x;
@@ -91,18 +92,18 @@ __global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<T> a) {
   }
 }
 
-template <typename T>
+template <typename S, typename T>
 void NormAs(const RmsNormParams& p, CudaContext& context) {
-  const NormArgs<T> args{static_cast<T*>(p.residual), static_cast<const T*>(p.delta), p.weight,
-                         static_cast<T*>(p.out), p.dim, p.x_stride, p.out_stride, p.eps};
+  const NormArgs<S, T> args{static_cast<S*>(p.residual), static_cast<const T*>(p.delta), p.weight,
+                            static_cast<T*>(p.out), p.dim, p.x_stride, p.out_stride, p.eps};
   const bool vectors =
       p.dim % kVector == 0 && p.dim <= kMaxThreads * kVector &&
-      VectorRows(p.residual, p.x_stride, sizeof(T)) && VectorRows(p.delta, p.dim, sizeof(T)) &&
+      VectorRows(p.residual, p.x_stride, sizeof(S)) && VectorRows(p.delta, p.dim, sizeof(T)) &&
       VectorRows(p.weight, p.dim, sizeof(float)) && VectorRows(p.out, p.out_stride, sizeof(T));
   const int64_t steps = vectors ? p.dim / kVector : std::min<int64_t>(p.dim, 512);
   const auto threads = static_cast<unsigned>((steps + 31) / 32 * 32);
-  Launch(vectors ? NormVectorKernel<T> : NormKernel<T>, dim3(p.tokens), dim3(threads), 0, context,
-         args);
+  Launch(vectors ? NormVectorKernel<S, T> : NormKernel<S, T>, dim3(p.tokens), dim3(threads), 0,
+         context, args);
   HADAL_CUDA_LAUNCHED();
 }
 
@@ -110,7 +111,9 @@ void NormAs(const RmsNormParams& p, CudaContext& context) {
 
 void RmsNorm(const RmsNormParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
-  context.act == DType::kF32 ? NormAs<float>(p, context) : NormAs<__nv_bfloat16>(p, context);
+  if (context.act == DType::kF32) return NormAs<float, float>(p, context);
+  p.float_residual ? NormAs<float, __nv_bfloat16>(p, context)
+                   : NormAs<__nv_bfloat16, __nv_bfloat16>(p, context);
 }
 
 }  // namespace hadal::cuda

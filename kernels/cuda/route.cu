@@ -101,6 +101,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
   const int first = static_cast<int>(blockIdx.x) * block_tokens;
   const int count = min(block_tokens, p.tokens - first), warp = threadIdx.x / 32;
   const int64_t split_stride = int64_t{p.tokens} * p.experts;
+  const bool somebodys = warp < count && IsSomebodys(p, first + warp);
   WaitForPrevious();
   AllowNext();
   for (int i = threadIdx.x; i < count * p.experts; i += kChooseWarps * 32) {
@@ -112,7 +113,8 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
     scratch[token * kRouteScratch * p.experts + (i - token * p.experts)] = sum;
   }
   __syncthreads();
-  if (warp < count) RouteToken(p, first + warp, scratch + warp * kRouteScratch * p.experts);
+  if (warp >= count) return;
+  RouteToken(p, first + warp, somebodys, scratch + warp * kRouteScratch * p.experts);
 }
 
 template <typename Act>

@@ -21,11 +21,10 @@ __device__ __forceinline__ int IndexOfKey(uint64_t key) {
 }
 
 __device__ __forceinline__ uint64_t WarpMax(uint64_t key) {
-  for (int d = 16; d > 0; d /= 2) {
-    const uint64_t other = __shfl_xor_sync(kWholeWarp, key, d);
-    key = other > key ? other : key;
-  }
-  return key;
+  const auto high = static_cast<uint32_t>(key >> 32);
+  const uint32_t top = __reduce_max_sync(kWholeWarp, high);
+  const uint32_t low = high == top ? static_cast<uint32_t>(key) : 0;
+  return (uint64_t{top} << 32) | __reduce_max_sync(kWholeWarp, low);
 }
 __device__ __forceinline__ float WarpMax(float x) {
   for (int d = 16; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, d));
@@ -109,7 +108,7 @@ __device__ inline uint64_t BestOfLane(const float* choice, int experts, uint32_t
   return best;
 }
 
-// Writes the top_k best of `choice` and their weights.
+// Writes the top_k best of `choice` and their weights: entry j by lane j % 32.
 __device__ inline void TakeBest(const RouteParams& p, const float* scores, const float* choice,
                                 int32_t* ids, float* weights) {
   const int lane = threadIdx.x % 32;
@@ -122,21 +121,29 @@ __device__ inline void TakeBest(const RouteParams& p, const float* scores, const
       taken |= 1u << (best / 32);
       own = BestOfLane(choice, p.experts, taken);
     }
-    sum += scores[best];
-    if (lane == 0) ids[j] = best;
+    const float score = scores[best];
+    sum += score;
+    if (j % 32 == lane) {
+      ids[j] = best;
+      weights[j] = score * p.route_scale;
+    }
   }
-  const float factor = p.normalise ? p.route_scale / (sum + 1e-20f) : p.route_scale;
-  __syncwarp();
+  if (!p.normalise) return;
+  const float factor = p.route_scale / (sum + 1e-20f);
   for (int j = lane; j < p.top_k; j += 32) weights[j] = scores[ids[j]] * factor;
 }
 
-// By one warp. scratch: kRouteScratch * experts floats of shared memory, the logits first.
+// By one warp; `somebodys` from IsSomebodys(), which reads what was there before the step. scratch: kRouteScratch * experts floats of shared memory, the logits first.
 inline constexpr int kRouteScratch = 3;
-__device__ inline void RouteToken(const RouteParams& p, int64_t t, float* scratch) {
+__device__ __forceinline__ bool IsSomebodys(const RouteParams& p, int64_t t) {
+  return p.positions == nullptr || p.positions[t] >= 0;
+}
+__device__ inline void RouteToken(const RouteParams& p, int64_t t, bool somebodys,
+                                  float* scratch) {
   const int lane = threadIdx.x % 32;
   int32_t* ids = p.ids + t * p.top_k;
   float* weights = p.weights + t * p.top_k;
-  if (p.positions != nullptr && p.positions[t] < 0) {
+  if (!somebodys) {
     for (int j = lane; j < p.top_k; j += 32) {
       ids[j] = -1;
       weights[j] = 0;

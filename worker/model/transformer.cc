@@ -46,9 +46,9 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
   }
 }
 
-void Transformer::SumOverGroup(void* data, int64_t count) {
+void Transformer::SumOverGroup(void* data, int64_t count, DType dtype) {
   if (layout_.tensor_parallel == 1) return;
-  comm_.act_tensor->AllReduceSum(data, count, backend_->activation_dtype());
+  comm_.act_tensor->AllReduceSum(data, count, dtype);
 }
 
 void Transformer::Prepare(const Batch& batch) {
@@ -76,8 +76,9 @@ void Transformer::Forward() {
                      .vocab_begin = static_cast<int32_t>(weights_.vocab.begin),
                      .vocab_end = static_cast<int32_t>(weights_.vocab.end),
                      .dim = config_.dim,
+                     .float_out = true,
                      .out = space_.residual->data});
-    SumOverGroup(space_.residual->data, tokens_ * config_.dim);
+    SumOverGroup(space_.residual->data, tokens_ * config_.dim, DType::kF32);
   }
   has_delta_ = false;
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
@@ -93,6 +94,7 @@ void Transformer::Forward() {
 
 void Transformer::AddAndNorm(const DeviceBuffer& weight) {
   backend_->RmsNorm({.residual = space_.residual->data,
+                     .float_residual = true,
                      .delta = has_delta_ ? space_.delta->data : nullptr,
                      .weight = weight.as<float>(),
                      .out = space_.normed->data,
@@ -129,7 +131,7 @@ void Transformer::Attention(size_t layer) {
   Attend(w, q, cache, expanded_.Layer(static_cast<int64_t>(layer)));
   backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
                     .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
-  SumOverGroup(space_.delta->data, tokens_ * config_.dim);
+  SumOverGroup(space_.delta->data, tokens_ * config_.dim, backend_->activation_dtype());
   has_delta_ = true;
 }
 
@@ -202,20 +204,21 @@ void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q, cons
 }
 
 const void* Transformer::LogitInputs(int first, int count) {
-  void* hidden = Offset(space_.residual->data, first * config_.dim, backend_->activation_dtype());
-  const void* delta = Offset(space_.delta->data, first * config_.dim, backend_->activation_dtype());
+  const DType act = backend_->activation_dtype();
+  void* hidden = Offset(space_.residual->data, first * config_.dim, DType::kF32);
+  const void* delta = Offset(space_.delta->data, first * config_.dim, act);
   if (!inputs_.all_logits()) {
-    auto gather = [&](const Workspace::Buffer& rows, const Workspace::Buffer& to) {
+    auto gather = [&](const Workspace::Buffer& rows, DType dtype, const Workspace::Buffer& to) {
       backend_->Embed({.ids = inputs_.logit_tokens() + first, .tokens = count, .table = rows->data,
-                       .table_dtype = backend_->activation_dtype(), .vocab_begin = 0,
-                       .vocab_end = tokens_, .dim = config_.dim, .out = to->data});
+                       .table_dtype = dtype, .vocab_begin = 0, .vocab_end = tokens_,
+                       .dim = config_.dim, .float_out = dtype == DType::kF32, .out = to->data});
     };
-    gather(space_.residual, space_.logit_hidden);
-    gather(space_.delta, space_.logit_delta);
+    gather(space_.residual, DType::kF32, space_.logit_hidden);
+    gather(space_.delta, act, space_.logit_delta);
     hidden = space_.logit_hidden->data;
     delta = space_.logit_delta->data;
   }
-  backend_->RmsNorm({.residual = hidden, .delta = delta,
+  backend_->RmsNorm({.residual = hidden, .float_residual = true, .delta = delta,
                      .weight = weights_.final_norm->as<float>(), .out = space_.logit_normed->data,
                      .tokens = count, .dim = config_.dim, .x_stride = config_.dim,
                      .out_stride = config_.dim, .eps = config_.norm_eps});

@@ -47,7 +47,7 @@ class Transformer final : public Model {
   void Route(const MoeWeights& w, int first, int count);
   // residual += delta, then normed = norm(residual).
   void AddAndNorm(const DeviceBuffer& weight);
-  void SumOverGroup(void* data, int64_t count);
+  void SumOverGroup(void* data, int64_t count, DType dtype);
   // Final norm of the rows that logits are wanted of.
   const void* LogitInputs(int first, int count);
 

@@ -49,7 +49,7 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   const bool compressed = config.q_lora_rank > 0;
   const int64_t top_k = config.n_activated_experts;
   Workspace& w = *workspace;
-  make(&w.residual, n * config.dim, act);
+  make(&w.residual, n * config.dim, sizeof(float));
   make(&w.normed, sliced * config.dim, act);
   make(&w.delta, sliced * config.dim, act);
   make(&w.attn_in, n * ((compressed ? config.q_lora_rank : q_width) + config.latent_dim()), act);
@@ -62,7 +62,7 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   make(&w.expert_weights, n * top_k, sizeof(float));
   make(&w.local_index, config.n_routed_experts, sizeof(int32_t));
   make(&w.last_tokens, options.max_rows, sizeof(int32_t));
-  make(&w.logit_hidden, rows * config.dim, act);
+  make(&w.logit_hidden, rows * config.dim, sizeof(float));
   make(&w.logit_delta, rows * config.dim, act);
   make(&w.logit_normed, rows * config.dim, act);
   make(&w.own_logits, parts > 1 ? rows * own_vocab : 0, sizeof(float));

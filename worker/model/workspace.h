@@ -31,7 +31,7 @@ int64_t ExchangeRows(const ModelConfig& config, const Layout& layout, const Mode
 struct Workspace {
   using Buffer = std::unique_ptr<DeviceBuffer>;
 
-  Buffer residual;      // [N, dim] act
+  Buffer residual;      // [N, dim] float whatever act is: it would be rounded at every block
   Buffer normed;        // [N or all slices, dim] act: input of a block
   Buffer delta;         // [N or all slices, dim] act: a block's output, added to the residual by the
                         // next norm
@@ -45,7 +45,7 @@ struct Workspace {
   Buffer expert_weights;  // [N, top_k] float
   Buffer local_index;   // [experts] int32: index among this rank's, -1
   Buffer last_tokens;   // [max_rows] int32, by slot
-  Buffer logit_hidden;  // [max_step_logits, dim] act
+  Buffer logit_hidden;  // [max_step_logits, dim] float
   Buffer logit_delta;   // [max_step_logits, dim] act
   Buffer logit_normed;  // [max_step_logits, dim] act
   Buffer own_logits;    // [max_step_logits, own vocabulary] float; T > 1 only

@@ -46,7 +46,7 @@ class Bench {
   void Norm(int tokens, int64_t dim) {
     const int64_t elements = tokens * dim;
     const int64_t sets = ColdSets(ceilings_, elements * 2, 64);
-    void* x = RandomDevice(elements * sets, DType::kBF16, context_);
+    void* x = RandomDevice(elements * sets, DType::kF32, context_);
     void* delta = RandomDevice(elements * sets, DType::kBF16, context_);
     void* out = RandomDevice(elements * sets, DType::kBF16, context_);
     void* weight = RandomDevice(dim, DType::kF32, context_);
@@ -54,11 +54,12 @@ class Bench {
       return static_cast<char*>(base) + i % sets * elements * 2;
     };
     const double us = MedianMicros(20, [&](int i) {
-      cuda::RmsNorm({.residual = at(x, i), .delta = at(delta, i),
+      cuda::RmsNorm({.residual = static_cast<float*>(x) + i % sets * elements,
+                     .float_residual = true, .delta = at(delta, i),
                      .weight = static_cast<const float*>(weight), .out = at(out, i),
                      .tokens = tokens, .dim = dim, .x_stride = dim, .out_stride = dim}, context_);
     }, context_);
-    Print("norm, delta", tokens, dim, 8.0 * static_cast<double>(elements), us);
+    Print("norm, delta", tokens, dim, 12.0 * static_cast<double>(elements), us);
     for (void* p : {x, delta, out, weight}) cudaFree(p);
   }
 

@@ -16,6 +16,7 @@ using testing::RandomFloats;
 
 struct NormCase {
   DType act = DType::kF32;
+  DType stream = DType::kF32;  // of the residual; float or act
   int tokens = 0;
   int64_t dim = 0;
   int64_t x_stride = 0;
@@ -50,13 +51,13 @@ int Mismatches(const char* what, const std::vector<float>& got, const std::vecto
 }
 
 void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
-  CAPTURE(DTypeName(c.act), c.tokens, c.dim, c.x_stride, c.out_stride, c.with_delta, c.with_out,
-          c.in_place);
+  CAPTURE(DTypeName(c.act), DTypeName(c.stream), c.tokens, c.dim, c.x_stride, c.out_stride,
+          c.with_delta, c.with_out, c.in_place);
   DeviceFixture device(c.act, 1 << 20);
   std::vector<float> x = RandomFloats(c.tokens * c.x_stride, rng);
   std::vector<float> delta = RandomFloats(c.tokens * c.dim, rng);
   const std::vector<float> weight = RandomFloats(c.dim, rng);
-  const GuardedBuffer device_x(testing::ToAct(x, c.act));
+  const GuardedBuffer device_x(testing::ToAct(x, c.stream));
   const GuardedBuffer device_delta(testing::ToAct(delta, c.act)), device_weight(weight);
   const GuardedBuffer out(c.tokens * c.out_stride * DTypeSize(c.act));
 
@@ -66,7 +67,8 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
     double square = 0;
     for (int64_t i = 0; i < c.dim; ++i) {
       float& v = sums[static_cast<size_t>(t * c.x_stride + i)];
-      if (c.with_delta) v = Rounded(double{v} + delta[static_cast<size_t>(t * c.dim + i)], c.act);
+      const float d = c.with_delta ? delta[static_cast<size_t>(t * c.dim + i)] : 0.0f;
+      v = Rounded(double{v} + d, c.stream);
       square += double{v} * v;
     }
     const double factor = 1 / std::sqrt(square / static_cast<double>(c.dim) + c.eps);
@@ -76,7 +78,8 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
           c.act);
     }
   }
-  cuda::RmsNorm({.residual = device_x.data(), .delta = c.with_delta ? device_delta.data() : nullptr,
+  cuda::RmsNorm({.residual = device_x.data(), .float_residual = c.stream == DType::kF32,
+                 .delta = c.with_delta ? device_delta.data() : nullptr,
                  .weight = device_weight.as<float>(),
                  .out = c.in_place ? device_x.data() : c.with_out ? out.data() : nullptr,
                  .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
@@ -87,7 +90,7 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
     CHECK(Mismatches("in place", DownloadFloats(device_x, c.act), expected, c.out_stride,
                      tolerance) == 0);
   } else {
-    CHECK(Mismatches("sum", DownloadFloats(device_x, c.act), sums, c.x_stride, 1e-6) == 0);
+    CHECK(Mismatches("sum", DownloadFloats(device_x, c.stream), sums, c.x_stride, 1e-6) == 0);
     CHECK(Mismatches("out", DownloadFloats(out, c.act), expected, c.out_stride, tolerance) == 0);
   }
   CHECK((device_x.GuardIntact() && out.GuardIntact()));
@@ -96,20 +99,24 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
 TEST_CASE("rms norm equals float64: residual sums, strides, odd widths, no output, in place") {
   if (!testing::HaveCudaDevice()) return;
   std::mt19937_64 rng(testing::RandomSeed());
-  for (const DType act : {DType::kF32, DType::kBF16}) {
+  const std::pair<DType, DType> types[] = {{DType::kF32, DType::kF32},
+                                           {DType::kBF16, DType::kBF16},
+                                           {DType::kBF16, DType::kF32}};
+  for (const auto& [act, stream] : types) {
     for (const int64_t dim : {1, 3, 64, 130, 512, 576, 1536, 2048, 5120, 7168, 7169, 9000}) {
       for (const bool delta : {false, true}) {
-        CheckNorm({.act = act, .tokens = 5, .dim = dim, .x_stride = dim, .out_stride = dim,
-                   .with_delta = delta}, rng);
-        CheckNorm({.act = act, .tokens = 3, .dim = dim, .x_stride = dim + 7, .out_stride = dim + 2,
-                   .with_delta = delta, .eps = 0.5f}, rng);
-        CheckNorm({.act = act, .tokens = 4, .dim = dim, .x_stride = dim + 64,
+        CheckNorm({.act = act, .stream = stream, .tokens = 5, .dim = dim, .x_stride = dim,
+                   .out_stride = dim, .with_delta = delta}, rng);
+        CheckNorm({.act = act, .stream = stream, .tokens = 3, .dim = dim, .x_stride = dim + 7,
+                   .out_stride = dim + 2, .with_delta = delta, .eps = 0.5f}, rng);
+        CheckNorm({.act = act, .stream = stream, .tokens = 4, .dim = dim, .x_stride = dim + 64,
                    .out_stride = dim + 8, .with_delta = delta}, rng);
       }
-      CheckNorm({.act = act, .tokens = 2, .dim = dim, .x_stride = dim, .out_stride = dim,
-                 .with_delta = true, .with_out = false}, rng);
-      CheckNorm({.act = act, .tokens = 3, .dim = dim, .x_stride = dim, .out_stride = dim,
-                 .in_place = true}, rng);
+      CheckNorm({.act = act, .stream = stream, .tokens = 2, .dim = dim, .x_stride = dim,
+                 .out_stride = dim, .with_delta = true, .with_out = false}, rng);
+      if (act != stream) continue;
+      CheckNorm({.act = act, .stream = stream, .tokens = 3, .dim = dim, .x_stride = dim,
+                 .out_stride = dim, .in_place = true}, rng);
     }
   }
 }
