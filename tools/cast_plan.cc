@@ -91,7 +91,10 @@ std::map<std::string, std::vector<const Checkpoint::Entry*>> ByFile(const Checkp
   return files;
 }
 
-// Everything but weights, what the tool writes itself, and hidden files.
+// By this file make_demo_model.py knows a directory as its own, which it may replace.
+constexpr std::string_view kDemoStamp = "hadal_checkpoint.json";
+
+// Everything but weights, what the tool writes itself, the stamp, and hidden files.
 StatusOr<std::vector<std::string>> OtherFiles(const std::string& dir) {
   std::vector<std::string> names;
   std::error_code error;
@@ -103,7 +106,7 @@ StatusOr<std::vector<std::string>> OtherFiles(const std::string& dir) {
       continue;
     }
     const std::string name = fs::relative(it->path(), dir).string();
-    const bool own = name == "config.json" || name == kIndexName;
+    const bool own = name == "config.json" || name == kIndexName || name == kDemoStamp;
     if (!it->is_regular_file() || own || file.ends_with(".safetensors") ||
         file.ends_with(AtomicFile::kSuffix)) {
       continue;

@@ -68,7 +68,8 @@ class CastTest(ToolCase):
         self.check_index(found, files)
         for name in OTHERS:
             self.assertEqual((self.out / name).read_bytes(), (self.source / name).read_bytes())
-        self.assertFalse((self.out / ".cache").exists())
+        for name in (".cache", "hadal_checkpoint.json"):
+            self.assertFalse((self.out / name).exists(), name)
 
     def test_all_shapes_to_bf16(self):
         for number, shape in enumerate(SHAPES):

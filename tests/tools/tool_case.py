@@ -65,6 +65,7 @@ def write_model(directory, shape="v3", dtype="bf16", shards=1, change=None):
     (directory / "tokenizer.json").write_text('{"any": "thing"}')
     (directory / "tokenization_kimi.py").write_text("# code\n")
     (directory / "README.md").write_text("# A model\n")
+    (directory / "hadal_checkpoint.json").write_text("{}")
     (directory / "assets").mkdir()
     (directory / "assets/benchmark.svg").write_text("<svg/>")
     (directory / ".cache").mkdir()
