@@ -26,8 +26,8 @@ function(hadal_test name)
   cmake_parse_arguments(ARG "NO_TSAN" "" "SRCS;DEPS" ${ARGN})
   add_executable(${name} ${ARG_SRCS} ${HADAL_SANITIZER_OBJECTS})
   target_link_libraries(${name} PRIVATE hadal_test_main hadal_compile_options ${ARG_DEPS})
-  # Half of a sanitizer build's time went into optimising instrumented tests. Those of kernels
-  # compute references, which would be slow.
+  # Optimising an instrumented test doubles the time of compiling it. Those of kernels and of the
+  # model compute references, which would be slow.
   if(HADAL_SANITIZE AND NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/(kernels|worker)")
     target_compile_options(${name} PRIVATE -O0)
   endif()

@@ -46,7 +46,7 @@ struct Measurement {
   std::string phase;
   int sequences = 0;
   int tokens_per_step = 0;
-  StepTime time;            // of one step, best of the repeats
+  StepTime time;           // of one step, best of the repeats
   StepCost cost;
 };
 
