@@ -65,9 +65,10 @@ class ExchangeBench {
     config_.vocab_size = 1024;
     config_.max_seq_len = 1024;
     HADAL_RETURN_IF_ERROR(ValidateLayout(config_, layout_));
+    HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf("auto", config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .threads = 1,
                                                   .local_rank = place_.local_rank,
-                                                  .weights = config_.dtype}));
+                                                  .activations = activations}));
     HADAL_ASSIGN_OR_RETURN(comm_, ConnectBackend(comm_, *backend_, layout_, /*timeout_s=*/60));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint, MakeDummyCheckpoint(config_, /*seed=*/0));
     HADAL_ASSIGN_OR_RETURN(weights_, LoadWeights(config_, layout_, /*shared=*/{}, *checkpoint, backend_.get(), nullptr));

@@ -123,10 +123,11 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
     const int threads = options_.threads > 0 ? options_.threads
                                              : std::max(1, UsableCores() / place_.local_ranks);
+    HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf(options_.activations, config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
                                                   .threads = threads,
                                                   .local_rank = place_.local_rank,
-                                                  .weights = config_.dtype}));
+                                                  .activations = activations}));
     if (options_.max_step_tokens == 0) options_.max_step_tokens = options_.backend == "cpu" ? 512 : 4096;
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;

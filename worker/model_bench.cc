@@ -59,9 +59,10 @@ class ModelBench {
     HADAL_ASSIGN_OR_RETURN(auto checkpoint,
                            options_.dummy ? MakeDummyCheckpoint(config_, /*seed=*/0)
                                           : OpenCheckpoint(options_.model_dir, config_, Layout{}));
+    HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf("auto", config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                   .threads = options_.threads,
-                                                  .weights = config_.dtype}));
+                                                  .activations = activations}));
     const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
     const int prompts =

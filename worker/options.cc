@@ -31,6 +31,11 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
       ->capture_default_str();
   app->add_option("--cpu-isa", o->isa,
                   "instruction set of the cpu backend (default: the best of this machine)");
+  app->add_option("--activations", o->activations,
+                  "cuda: what activations are rounded to; auto is bfloat16 for models whose attention "
+                  "has the released dimensions, float32 for others and for F32 checkpoints")
+      ->check(CLI::IsMember(kActivationNames))
+      ->capture_default_str();
   app->add_option("--load-format", o->load_format,
                   "auto: the model's files; dummy: random weights, for benchmarks of a config alone")
       ->check(CLI::IsMember({"auto", "dummy"}))

@@ -14,6 +14,7 @@ struct WorkerOptions {
   std::string join_secret_file;
   std::string backend = "cpu";
   std::string isa;
+  std::string activations = "auto";
   std::string load_format = "auto";
   std::string log_level = "info";
   int tensor_parallel = 0;   // 0: all ranks / data_parallel
