@@ -71,9 +71,10 @@ class ModelBench {
                                                                (options_.repeats + 1));
     const int rows = std::max(sequences, prompts);
     blocks_per_sequence_ = tokens / kBlockSize + 1;
+    max_step_tokens_ = std::max({prompts * prompt, options_.context, sequences});
     const ModelOptions model_options{
         .kv_blocks = rows * blocks_per_sequence_,
-        .max_step_tokens = std::max({prompts * prompt, options_.context, sequences}),
+        .max_step_tokens = max_step_tokens_,
         .max_rows = rows,
         .max_step_logits = StepInputs::PaddedTokens({.max_step_tokens = rows, .max_rows = rows}),
         .replays = backend_->replays()};
@@ -134,15 +135,23 @@ class ModelBench {
     return {"prefill", sequences, sequences * tokens, best, CountStep(config_, Layout{}, *backend_, shape)};
   }
 
+  // As many sequences per step as it holds.
+  void FillContexts(int sequences) {
+    const int together = max_step_tokens_ / options_.context;
+    for (int first = 0; first < sequences; first += together) {
+      Batch batch;
+      for (int s = first; s < std::min(first + together, sequences); ++s) {
+        Append(s, 0, options_.context, RowKind::kPrefill, &batch);
+      }
+      Step(batch);
+    }
+  }
+
   // A decode step's time is the mean over decode_steps; the best mean counts.
   Measurement Decode(int sequences) {
     tables_.resize(sequences * blocks_per_sequence_);
     std::iota(tables_.begin(), tables_.end(), 0);
-    for (int s = 0; s < sequences; ++s) {
-      Batch batch;
-      Append(s, 0, options_.context, RowKind::kPrefill, &batch);
-      Step(batch);
-    }
+    FillContexts(sequences);
     StepTime best;
     int position = options_.context;
     for (int i = 0; i <= options_.repeats; ++i) {
@@ -166,6 +175,7 @@ class ModelBench {
   std::unique_ptr<Backend> backend_;
   std::unique_ptr<Model> model_;
   int blocks_per_sequence_ = 0;
+  int max_step_tokens_ = 0;
   std::vector<int32_t> tables_;
   std::mt19937 rng_{1};
 };
