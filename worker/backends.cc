@@ -56,6 +56,14 @@ StatusOr<DType> ActivationsOf(const std::string& choice, const ModelConfig& conf
   return choice == "float32" ? DType::kF32 : DType::kBF16;
 }
 
+std::string MemoryName(const Backend& backend) {
+#ifdef HADAL_HAVE_CUDA
+  if (!OnHost(backend)) return CudaDeviceUuid(backend);
+#endif
+  (void)backend;
+  return "host";
+}
+
 bool RoundsInputsToFp8(const Backend& backend) {
 #ifdef HADAL_HAVE_CUDA
   if (!OnHost(backend)) return CudaRoundsInputsToFp8(backend);

@@ -36,6 +36,10 @@ StatusOr<DType> ActivationsOf(const std::string& choice, const ModelConfig& conf
 // FAILED_PRECONDITION or INVALID_ARGUMENT says what this machine lacks.
 StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
 
+// Names the memory that a backend allocates from, among those of one host: ranks that share it have the
+// same.
+std::string MemoryName(const Backend& backend);
+
 // Whether products of many rows by FP8 weights multiply in FP8: their inputs are rounded to e4m3, with
 // one scale per token and 128 of them, where the weight's slice has whole scale blocks.
 bool RoundsInputsToFp8(const Backend& backend);

@@ -97,6 +97,7 @@ class Worker {
 
   Status Run() {
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(PlanCache(RanksOfThisMemory()), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
@@ -133,7 +134,19 @@ class Worker {
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;
     capacity_.max_step_tokens = options_.max_step_tokens;
-    const int64_t available = backend_->AvailableBytes(place_.local_ranks);
+    return OkStatus();
+  }
+
+  // On this host; visible devices may differ from rank to rank.
+  int RanksOfThisMemory() {
+    const uint64_t own = std::hash<std::string>()(HostName() + "/" + MemoryName(*backend_));
+    std::vector<uint64_t> all(place_.world);
+    comm_.world->AllGather(&own, all.data(), sizeof(own));
+    return static_cast<int>(std::count(all.begin(), all.end(), own));
+  }
+
+  Status PlanCache(int sharers) {
+    const int64_t available = backend_->AvailableBytes(sharers);
     if (options_.expanded_tokens < 0) options_.expanded_tokens = ExpandedTokens(available / 8);
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
     HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
