@@ -3,10 +3,11 @@
 
   scripts/measure_stages.py --model DIR --batch 1 8 64 256 --prompt 2048 --out stages.jsonl
 
-DIR needs a config.json only; weights are random. Runs hadal-model-bench under Nsight Compute (ncu),
-which runs one kernel at a time: times are those of kernels alone, without the overlap and the gaps of a
-real step, and bytes are what the card counted as read from its memory. Prints a table for each step,
-with bytes in percent of --read and operations in percent of --products where they are given."""
+DIR needs a config.json only; weights are random, and of its layers --layers are run. Runs
+hadal-model-bench under Nsight Compute (ncu), which runs one kernel at a time: times are those of kernels
+alone, without the overlap and the gaps of a real step, and bytes are what the card counted as read from
+its memory. Prints a table for each step, with bytes in percent of --read and operations in percent of
+--products where they are given."""
 
 import argparse
 import csv
@@ -15,6 +16,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
@@ -149,7 +151,7 @@ class Stages:
 
 
 def summarise(step, stages, read, products):
-    """One row per stage, the mean over the layers; a last row for the rest of the step."""
+    """One row per stage, the mean over the layers; a last row for their sum."""
     all_layers = layers(step)
     totals = {}
     for layer in all_layers:
@@ -160,10 +162,8 @@ def summarise(step, stages, read, products):
             row[2] += read_bytes / len(all_layers)
     rows = [stage_row(name, *row, stages.flops.get(name), read, products)
             for name, row in totals.items()]
-    whole = [sum(k[i] for k in step) for i in (1, 2)]
     rows.append(stage_row("a layer", set(), sum(r[1] for r in totals.values()),
                           sum(r[2] for r in totals.values()), stages.of_layer(), read, products))
-    rows.append(stage_row("the step", set(), *whole, None, read, products))
     return rows
 
 
@@ -183,6 +183,7 @@ def main():
     parser.add_argument("--ncu", default="ncu")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 64, 256], help="decode batches")
     parser.add_argument("--context", type=int, default=512, help="tokens before decoding")
+    parser.add_argument("--layers", type=int, default=7, help="that are run")
     parser.add_argument("--prompt", type=int, nargs="*", default=[2048], help="prompt lengths")
     parser.add_argument("--read", type=float, help="GB/s that the card reads at best")
     parser.add_argument("--products", type=float, help="TFLOP/s that it multiplies at best")
@@ -190,8 +191,23 @@ def main():
     args = parser.parse_args()
     with open(os.path.join(args.model, "config.json")) as file:
         config = json.load(file)
-    bench = [args.bench, "--device", "cuda", "--dummy", "--model", args.model, "--repeats", "1",
-             "--steps", "1"]
+    config["n_layers"] = min(config["n_layers"], args.layers)
+    with tempfile.TemporaryDirectory() as model:
+        with open(os.path.join(model, "config.json"), "w") as file:
+            json.dump(config, file)
+        runs = profile_steps(args, config, model)
+    for name, step, stages in runs:
+        rows = summarise(step, stages, args.read, args.products)
+        print(f"\n{name}\n{table(rows)}", flush=True)
+        if args.out:
+            with open(args.out, "a") as file:
+                for row in rows:
+                    file.write(json.dumps({"step": name, **row}) + "\n")
+
+
+def profile_steps(args, config, model):
+    """(name, kernels, Stages) of every step that is asked for."""
+    bench = [args.bench, "--device", "cuda", "--dummy", "--model", model, "--repeats", "1", "--steps", "1"]
     runs = []
     if args.batch:
         found = steps(profile(bench + ["--prompt", "2048", "--prompt-batch", "4", "--context",
@@ -201,13 +217,7 @@ def main():
     for prompt in args.prompt:
         found = steps(profile(bench + ["--prompt", str(prompt), "--context", "64", "--batch", "1"], args.ncu))
         runs.append((f"prompt of {prompt}", longest_prompt(found), Stages(config, prompt, prompt, False)))
-    for name, step, stages in runs:
-        rows = summarise(step, stages, args.read, args.products)
-        print(f"\n{name}\n{table(rows)}", flush=True)
-        if args.out:
-            with open(args.out, "a") as file:
-                for row in rows:
-                    file.write(json.dumps({"step": name, **row}) + "\n")
+    return runs
 
 
 if __name__ == "__main__":

@@ -50,7 +50,7 @@ def stage_chart(lines, title, path):
     for line in lines:
         if line["step"] not in names:
             names.append(line["step"])
-        if line["stage"] not in ("a layer", "the step"):
+        if line["stage"] != "a layer":
             shares.setdefault(line["stage"], {})[line["step"]] = line["us"]
     totals = {name: sum(stage.get(name, 0) for stage in shares.values()) for name in names}
     figure, axes = plt.subplots(figsize=(7.2, 0.5 * len(names) + 1.8))
