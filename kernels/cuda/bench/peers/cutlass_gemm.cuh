@@ -16,9 +16,10 @@
 
 namespace hadal::bench {
 
+// Throws CudaError.
 inline void CheckCutlass(cutlass::Status status, const std::string& name) {
-  HADAL_CHECK(status == cutlass::Status::kSuccess, "CUTLASS {}: {}", name,
-              cutlass::cutlassGetStatusString(status));
+  if (status == cutlass::Status::kSuccess) return;
+  throw CudaError("CUTLASS " + name + ": " + cutlass::cutlassGetStatusString(status));
 }
 
 // The epilogue D = sums, bf16, nothing read. Layouts are pointers in grouped kernels.

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <cmath>
 #include <cstdio>
 #include <numeric>
@@ -132,28 +133,63 @@ void CompareDecode(const LatentCache& cache, int heads, int batch, int length,
           context);
 }
 
-void Run() {
+void CompareDecodes(const Ceilings& ceilings, CudaContext& context) {
+  const LatentCache cache(context);
+  for (const int heads : {16, 128}) {
+    for (const auto& [batch, length] :
+         std::vector<std::pair<int, int>>{{64, 512}, {256, 512}, {64, 8192}}) {
+      CompareDecode(cache, heads, batch, length, ceilings, context);
+    }
+  }
+}
+
+void CompareDenses(const Ceilings& ceilings, CudaContext& context) {
+  for (const int64_t n : {21888, 3648}) {
+    for (const int m : {1, 64, 2048}) CompareDense(n, 2048, m, ceilings, context);
+  }
+}
+
+struct Part {
+  std::string name;
+  std::function<void(const Ceilings&, CudaContext&)> run;
+};
+
+const std::vector<Part>& Parts() {
+  static const std::vector<Part> parts = {
+      {"decode", CompareDecodes},
+      {"dense", CompareDenses},
+      {"experts-bf16", [](const Ceilings&, CudaContext& c) { CompareExperts(DType::kBF16, c); }},
+      {"experts-fp8", [](const Ceilings&, CudaContext& c) { CompareExperts(DType::kF8E4M3, c); }}};
+  return parts;
+}
+
+void Run(const std::vector<std::string>& names) {
   CudaContext& context = BenchContext(int64_t{1} << 30);
+  if (context.arch != 90) {
+    std::printf("skipped: the peers' kernels take Hopper\n");
+    return;
+  }
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
               ceilings.read_gbs, ceilings.bf16_tflops);
   PrintComparisonHeader();
-  {
-    const LatentCache cache(context);
-    for (const int heads : {16, 128}) {
-      for (const auto& [batch, length] :
-           std::vector<std::pair<int, int>>{{64, 512}, {256, 512}, {64, 8192}}) {
-        CompareDecode(cache, heads, batch, length, ceilings, context);
-      }
-    }
+  for (const Part& part : Parts()) {
+    if (names.empty() || std::ranges::count(names, part.name) > 0) part.run(ceilings, context);
   }
-  for (const int64_t n : {21888, 3648}) {
-    for (const int m : {1, 64, 2048}) CompareDense(n, 2048, m, ceilings, context);
+}
+
+int Main(const std::vector<std::string>& names) {
+  for (const std::string& name : names) {
+    if (std::ranges::count(Parts(), name, &Part::name) > 0) continue;
+    std::printf(
+        "hadal-cuda-peers-bench [PART ...]: times our kernels beside CUTLASS and FlashInfer.\n"
+        "PART: decode, dense, experts-bf16, experts-fp8; all when none is given.\n");
+    return name == "--help" ? 0 : 2;
   }
-  CompareExperts(context);
+  return RunBench([&] { Run(names); });
 }
 
 }  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::RunBench(hadal::bench::Run); }
+int main(int argc, char** argv) { return hadal::bench::Main({argv + 1, argv + argc}); }
