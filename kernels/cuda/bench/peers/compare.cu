@@ -2,7 +2,6 @@
 #include <cstdio>
 
 #include "kernels/cuda/bench/peers/compare.h"
-#include "kernels/cuda/bench/peers/peers.h"
 #include "kernels/cuda/moe_device.cuh"
 
 namespace hadal::bench {
@@ -83,6 +82,16 @@ Fastest FastestOf(const Comparison& c, const std::vector<Contender>& side, const
 
 SharedDevice OwnDevice(void* data) {
   return SharedDevice(data, [](void* p) { cudaFree(p); });
+}
+
+std::function<Output()> OutputAt(SharedDevice data, DType dtype) {
+  return [data, dtype] { return Output{data.get(), dtype}; };
+}
+
+SharedDevice Unwritten(int64_t bytes, CudaContext& context) {
+  SharedDevice data = OwnDevice(DeviceBytes(bytes));
+  HADAL_CUDA(cudaMemsetAsync(data.get(), 0xff, static_cast<size_t>(bytes), context.stream));
+  return data;
 }
 
 void PrintComparisonHeader() {

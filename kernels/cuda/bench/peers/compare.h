@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "common/dtype.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/bench/peers/peers.h"
 
 namespace hadal::bench {
 
@@ -15,6 +15,11 @@ struct Output {
   const void* data = nullptr;
   DType dtype = DType::kBF16;
 };
+
+// bf16 there, or another type; keeps it alive.
+std::function<Output()> OutputAt(SharedDevice data, DType dtype = DType::kBF16);
+// NaN until a kernel has written it.
+SharedDevice Unwritten(int64_t bytes, CudaContext& context);
 
 // One kernel on operands of its own choice for every call, as in MedianMicros().
 struct Contender {

@@ -6,7 +6,6 @@
 #include "fmt/format.h"
 #include "kernels/cuda/bench/peers/compare.h"
 #include "kernels/cuda/bench/peers/moe_peers.h"
-#include "kernels/cuda/bench/peers/peers.h"
 #include "kernels/cuda/moe_stream.h"
 #include "kernels/cuda/moe_tile.h"
 #include "kernels/cuda/quantise.cuh"
@@ -119,13 +118,6 @@ struct Activations {
   }
 };
 
-// NaN until a kernel has written it.
-SharedDevice Unwritten(int64_t bytes, CudaContext& context) {
-  SharedDevice data = OwnDevice(DeviceBytes(bytes));
-  HADAL_CUDA(cudaMemsetAsync(data.get(), 0xff, static_cast<size_t>(bytes), context.stream));
-  return data;
-}
-
 Contender Tile(const Case& c, const Choices& choices, const Activations& x, CudaContext& context) {
   const MoeRows sorted = choices.Sorted(c, cuda::kTileRows, context);
   const SharedDevice out = Unwritten(int64_t{c.pairs()} * c.outputs() * 2, context);
@@ -147,7 +139,7 @@ Contender Tile(const Case& c, const Choices& choices, const Activations& x, Cuda
     c.f8() ? cuda::LaunchTileFp8(args, c.gated, max_tiles, context)
            : cuda::LaunchTileBf16(args, c.gated, max_tiles, context);
   };
-  return {"tile", run, [out] { return Output{out.get(), DType::kBF16}; }};
+  return {"tile", run, OutputAt(out)};
 }
 
 Contender Stream(const Case& c, const Choices& choices, const Activations& x,
@@ -176,7 +168,7 @@ Contender Stream(const Case& c, const Choices& choices, const Activations& x,
     c.f8() ? cuda::LaunchStreamF8(args, rows, c.gated, items, context)
            : cuda::LaunchStreamBf16(args, c.gated, tile, items, context);
   };
-  return {"stream", run, [out, dtype] { return Output{out.get(), dtype}; }};
+  return {"stream", run, OutputAt(out, dtype)};
 }
 
 // CUTLASS reads the rows of an expert side by side; ours are gathered within the kernel. Gathering

@@ -7,7 +7,6 @@
 #include "fmt/format.h"
 #include "kernels/cuda/bench/peers/compare.h"
 #include "kernels/cuda/bench/peers/moe_peers.h"
-#include "kernels/cuda/bench/peers/peers.h"
 #include "kernels/cuda/mla_paths.h"
 
 // Products and attention beside CUTLASS and FlashInfer: the same operands, cold cache, results
@@ -23,11 +22,8 @@ void CompareDense(int64_t n, int64_t k, int m, const Ceilings& ceilings, CudaCon
   const int sets = ColdSets(ceilings, n * k * 2, 100);
   for (int i = 0; i < sets; ++i) weights.push_back(RandomWeight(1, n, k, DType::kBF16, context));
   const SharedDevice x = OwnDevice(RandomDevice(m * k, DType::kBF16, context));
-  const SharedDevice ours = OwnDevice(DeviceBytes(m * n * 2));
-  const SharedDevice theirs = OwnDevice(DeviceBytes(m * n * 2));
-  HADAL_CUDA(cudaMemset(ours.get(), 0xff, static_cast<size_t>(m * n * 2)));
-  HADAL_CUDA(cudaMemset(theirs.get(), 0xff, static_cast<size_t>(m * n * 2)));
-  HADAL_CUDA(cudaDeviceSynchronize());
+  const SharedDevice ours = Unwritten(m * n * 2, context);
+  const SharedDevice theirs = Unwritten(m * n * 2, context);
   const auto product = [&](int call, const SharedDevice& y) {
     return cuda::Product{.x = x.get(),
                          .x_stride = k,
@@ -42,9 +38,7 @@ void CompareDense(int64_t n, int64_t k, int m, const Ceilings& ceilings, CudaCon
                .count = m * n,
                .calls = std::max(20, sets)};
   c.ours.push_back({"chosen", [&](int call) { cuda::RunProduct(product(call, ours), context); },
-                    [&] {
-                      return Output{ours.get(), DType::kBF16};
-                    }});
+                    OutputAt(ours)});
   std::vector<std::vector<Peer>> peers;
   for (int i = 0; i < sets; ++i) {
     peers.push_back(CutlassDense(product(i, theirs)));
@@ -54,9 +48,7 @@ void CompareDense(int64_t n, int64_t k, int m, const Ceilings& ceilings, CudaCon
     c.theirs.push_back(
         {"CUTLASS " + peers[0][i].name,
          [&, i](int call) { peers[static_cast<size_t>(call % sets)][i].run(context.stream); },
-         [&] {
-           return Output{theirs.get(), DType::kBF16};
-         }});
+         OutputAt(theirs)});
   }
   Compare(c, context);
 }
@@ -88,11 +80,8 @@ void CompareDecode(const LatentCache& cache, int heads, int batch, int length,
   const SharedDevice q_latent = OwnDevice(RandomDevice(pairs * kLatent, DType::kBF16, context));
   const SharedDevice q_rope =
       OwnDevice(RandomDevice(pairs * (kNope + kRope), DType::kBF16, context));
-  const SharedDevice ours = OwnDevice(DeviceBytes(pairs * kLatent * 2));
-  const SharedDevice theirs = OwnDevice(DeviceBytes(pairs * kLatent * 2));
-  HADAL_CUDA(cudaMemset(ours.get(), 0xff, static_cast<size_t>(pairs * kLatent * 2)));
-  HADAL_CUDA(cudaMemset(theirs.get(), 0xff, static_cast<size_t>(pairs * kLatent * 2)));
-  HADAL_CUDA(cudaDeviceSynchronize());
+  const SharedDevice ours = Unwritten(pairs * kLatent * 2, context);
+  const SharedDevice theirs = Unwritten(pairs * kLatent * 2, context);
   const auto* tables = static_cast<const int32_t*>(cache.tables.get());
   MlaDecodeParams p{.q_latent = q_latent.get(),
                     .q_rope = q_rope.get(),
@@ -119,17 +108,13 @@ void CompareDecode(const LatentCache& cache, int heads, int batch, int length,
                                      call % variants * batch;
                        cuda::MlaDecodeWith(cuda::MlaPath::kAuto, p, context);
                      },
-                     [&] {
-                       return Output{ours.get(), DType::kBF16};
-                     }}},
+                     OutputAt(ours)}},
            .theirs = {{"FlashInfer",
                        [&](int call) {
                          peer(tables + int64_t{call % variants} * batch * row_blocks,
                               context.stream);
                        },
-                       [&] {
-                         return Output{theirs.get(), DType::kBF16};
-                       }}}},
+                       OutputAt(theirs)}}},
           context);
 }
 
