@@ -22,10 +22,10 @@ struct Dense {
   static constexpr bool kOverlaps = std::is_void_v<Scheduler>;
 
   static typename Gemm::Arguments Arguments(const cuda::Product& p) {
-    const int n = static_cast<int>(p.w->n), k = static_cast<int>(p.w->k);
     typename Gemm::Arguments args{};
     args.mode = cutlass::gemm::GemmUniversalMode::kGemm;
-    args.problem_shape = {n, p.m, k, 1};
+    args.problem_shape =
+        cute::make_shape(static_cast<int>(p.w->n), p.m, static_cast<int>(p.w->k), 1);
     args.mainloop.ptr_A = static_cast<const cutlass::bfloat16_t*>(p.w->data);
     cute::get<0>(args.mainloop.dA) = p.w->stride;
     args.mainloop.ptr_B = static_cast<const cutlass::bfloat16_t*>(p.x);
