@@ -128,6 +128,7 @@ void StepInputs::AddRows(const Batch& batch) {
   if (replay_key_ != 0) {
     host_rows_.resize(tokens_);
     decode_.num_rows = decode_.tokens = tokens_;
+    decode_.max_row_tokens = 1;  // also of a group without sequences, which may have some when it replays
     decode_.max_context = max_context_;
   }
   const AttentionRow* rows = nullptr;
