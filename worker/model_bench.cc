@@ -104,6 +104,9 @@ class ModelBench {
     batch->rows.push_back({.first_token = first, .num_tokens = count, .start_pos = start, .kind = kind,
                            .blocks = tables_.data() + sequence * blocks_per_sequence_});
     batch->logit_tokens.push_back(first + count - 1);
+    batch->step = {.tokens = first + count,
+                   .context = std::max<int64_t>(batch->step.context, start + count),
+                   .decodes_only = kind == RowKind::kDecode};
   }
 
   StepTime Step(const Batch& batch) {
