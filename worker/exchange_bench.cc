@@ -12,6 +12,7 @@
 #include "common/dummy_checkpoint.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
+#include "worker/drawn_experts.h"
 #include "worker/model/expert_exchange.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/workspace.h"
@@ -37,20 +38,6 @@ struct Options {
   std::vector<int> tokens = {1, 8, 64, 128, 4096};
   int iterations = 20;
 };
-
-// Experts of random tokens, drawn without preference.
-std::vector<int32_t> DrawExperts(const ModelConfig& config, int tokens, std::mt19937* rng) {
-  std::vector<int32_t> all(config.n_routed_experts), ids;
-  for (size_t e = 0; e < all.size(); ++e) all[e] = static_cast<int32_t>(e);
-  for (int t = 0; t < tokens; ++t) {
-    for (int64_t j = 0; j < config.n_activated_experts; ++j) {
-      std::uniform_int_distribution<size_t> later(static_cast<size_t>(j), all.size() - 1);
-      std::swap(all[static_cast<size_t>(j)], all[later(*rng)]);
-      ids.push_back(all[static_cast<size_t>(j)]);
-    }
-  }
-  return ids;
-}
 
 class ExchangeBench {
  public:

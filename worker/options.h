@@ -25,6 +25,7 @@ struct WorkerOptions {
   int32_t max_slots = 128;
   int32_t max_step_tokens = 0;   // 0: as suits the backend
   int32_t expanded_tokens = -1;  // below 0: as memory allows
+  bool warm_up = true;
   double step_timeout_s = 120;
 };
 
