@@ -102,7 +102,8 @@ class Worker {
 
   Status Run() {
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
-    HADAL_RETURN_IF_ERROR(Agree(PlanCache(RanksOfThisMemory()), comm_.world.get()));
+    sharers_ = RanksOfThisMemory();
+    HADAL_RETURN_IF_ERROR(Agree(PlanCache(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
@@ -151,8 +152,8 @@ class Worker {
     return static_cast<int>(std::count(all.begin(), all.end(), own));
   }
 
-  Status PlanCache(int sharers) {
-    const int64_t available = backend_->AvailableBytes(sharers);
+  Status PlanCache() {
+    const int64_t available = backend_->AvailableBytes(sharers_);
     if (options_.expanded_tokens < 0) options_.expanded_tokens = ExpandedTokens(available / 8);
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
     recorded_bytes_ = plan.recorded;
@@ -210,12 +211,12 @@ class Worker {
 
   void WarmUp(StepRunner* runner) {
     const auto start = Clock::now();
-    const int64_t available = backend_->AvailableBytes(place_.local_ranks);
+    const int64_t available = backend_->AvailableBytes(sharers_);
     const int steps = runner->WarmUp(Progress([](int64_t done, int64_t total) {
       return fmt::format("warm-up: {} of {} decode steps", done, total);
     }));
     if (steps == 0) return;
-    const int64_t taken = available - backend_->AvailableBytes(place_.local_ranks);
+    const int64_t taken = available - backend_->AvailableBytes(sharers_);
     spdlog::info("{} decode steps recorded in {:.1f} s, {} of memory", steps, SecondsSince(start),
                  FormatBytes(taken));
     if (taken <= recorded_bytes_) return;
@@ -248,6 +249,7 @@ class Worker {
   MpiPlace place_;
   CommGroup comm_;
   Layout layout_;
+  int sharers_ = 1;  // ranks that allocate from the memory that this one does
   ModelConfig config_;
   GroupCapacity capacity_;
   int64_t recorded_bytes_ = 0;  // planned for recorded steps
