@@ -17,6 +17,7 @@ import re
 import subprocess
 import sys
 import tempfile
+import time
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, os.path.join(ROOT, "scripts"))
@@ -24,22 +25,28 @@ sys.path.insert(0, os.path.join(ROOT, "scripts"))
 from gpus.report import table  # noqa: E402
 
 TIME, READ = "gpu__time_duration.sum", "dram__bytes_read.sum"
+PROBES = ("ReadKernel", "FillKernel")  # of the ceilings
 DECODE_ATTENTION = ("MmaDecodeKernel", "WgmmaDecodeKernel", "GeneralDecodeKernel")
 
 
 def profile(command, ncu):
     """Rows of (kernel, seconds, bytes read) in the order of their launches."""
     print("+", " ".join(command), file=sys.stderr, flush=True)
-    done = subprocess.run([ncu, "--csv", "--page", "raw", "--print-units", "base",
+    lines, kernels, last = [], 0, time.monotonic()
+    with subprocess.Popen([ncu, "--csv", "--page", "raw", "--print-units", "base",
                            "--clock-control", "none", "--cache-control", "none",
+                           "--kernel-name", f"regex:^(?!{'|'.join(PROBES)})",
                            "--metrics", f"{TIME},{READ}", *command],
-                          stdout=subprocess.PIPE, text=True)
-    if done.returncode != 0:
-        sys.exit(f"measure_stages: ncu ended with {done.returncode}: {done.stdout[-2000:]}")
-    lines = done.stdout.splitlines()
+                          stdout=subprocess.PIPE, text=True) as running:
+        for line in running.stdout:
+            lines.append(line)
+            kernels += line.startswith("==PROF== Profiling")
+            if time.monotonic() - last > 2:
+                last = time.monotonic()
+                print(f"{kernels} kernels", file=sys.stderr, flush=True)
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
-    if start is None:
-        sys.exit(f"measure_stages: no kernels in ncu's output: {done.stdout[-2000:]}")
+    if running.returncode != 0 or start is None:
+        sys.exit(f"measure_stages: ncu ended with {running.returncode}: {''.join(lines[-20:])}")
     found = []
     for row in csv.DictReader(lines[start:]):
         if row["ID"].isdigit():
@@ -183,7 +190,7 @@ def main():
     parser.add_argument("--ncu", default="ncu")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 64, 256], help="decode batches")
     parser.add_argument("--context", type=int, default=512, help="tokens before decoding")
-    parser.add_argument("--layers", type=int, default=7, help="that are run")
+    parser.add_argument("--layers", type=int, default=5, help="that are run")
     parser.add_argument("--prompt", type=int, nargs="*", default=[2048], help="prompt lengths")
     parser.add_argument("--read", type=float, help="GB/s that the card reads at best")
     parser.add_argument("--products", type=float, help="TFLOP/s that it multiplies at best")
