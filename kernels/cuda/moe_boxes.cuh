@@ -31,20 +31,21 @@ inline CUtensorMap RowMap(const WeightView& w, int count) {
                       .box = {128, 64, 1}});
 }
 
+// Boxes read once, counted by the barrier.
 __device__ __forceinline__ void CopyRowPairs(uint32_t to, const CUtensorMap* map, int column,
                                              int group, int expert, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %3, %4, %5}], [%6];" ::"r"(to),
-      "l"(map), "r"(column), "r"(0), "r"(group), "r"(expert), "r"(barrier)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(to),
+      "l"(map), "r"(column), "r"(0), "r"(group), "r"(expert), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 __device__ __forceinline__ void CopyRows64(uint32_t to, const CUtensorMap* map, int column, int row,
                                            int expert, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(expert), "r"(barrier)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(expert), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 
