@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/read_once.cuh"
+
 namespace hadal::cuda {
 
 // Hopper's barriers, tensor copies and warpgroup products, one function per instruction. Addresses
@@ -33,13 +35,13 @@ __device__ __forceinline__ void AwaitBarrier(uint32_t barrier, int parity) {
       : "memory");
 }
 
-// A box of the tensor at (column, row) to `to`, counted by the barrier.
+// A box of the tensor at (column, row), read once, to `to`, counted by the barrier.
 __device__ __forceinline__ void CopyTile(uint32_t to, const CUtensorMap* map, int column, int row,
                                          uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3}], [%4];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {

@@ -56,12 +56,13 @@ struct FewTile {
   static constexpr int kMaxShared = kStages * kStageBytes + kSumBytes + kBarrierBytes;
 };
 
+// Of the weights, read once.
 __device__ __forceinline__ void CopyBox(uint32_t to, const CUtensorMap* map, int column, int group,
                                         uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier)
+      "cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(column), "r"(0), "r"(group), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 __device__ __forceinline__ void FetchBox(const CUtensorMap* map, int column, int group) {

@@ -28,10 +28,10 @@ __device__ float BlockSum(float x) {
 }
 
 template <typename Act, typename Cache>
-__device__ void StoreLatent(const MlaInputParams& p, int token, const float* cos_sin) {
+__device__ void StoreLatent(const MlaInputParams& p, int token, int64_t cache_row,
+                            const float* weight, const float* cos_sin) {
   const Act* in = static_cast<const Act*>(p.kv_a) + token * p.kv_a_stride;
-  Cache* out = static_cast<Cache*>(p.cache) +
-               p.cache_rows[token] * static_cast<int64_t>(p.latent_rank + p.rope_dim);
+  Cache* out = static_cast<Cache*>(p.cache) + cache_row * (p.latent_rank + p.rope_dim);
   float square = 0;
   for (int i = threadIdx.x; i < p.latent_rank; i += kThreads) {
     const float x = ToFloat(in[i]);
@@ -39,29 +39,44 @@ __device__ void StoreLatent(const MlaInputParams& p, int token, const float* cos
   }
   const float factor = 1.0f / sqrtf(BlockSum(square) / static_cast<float>(p.latent_rank) + p.eps);
   for (int i = threadIdx.x; i < p.latent_rank; i += kThreads) {
-    out[i] = FromFloat<Cache>(ToFloat(in[i]) * factor * p.weight[i]);
+    out[i] = FromFloat<Cache>(ToFloat(in[i]) * factor * weight[i]);
   }
   for (int i = threadIdx.x * 2; i < p.rope_dim; i += kThreads * 2) {
     RotatePair(in + p.latent_rank + i, cos_sin + i, out + p.latent_rank + i);
   }
 }
 
-// One block per token.
+// Grid: tokens, 2: one block turns the queries, one makes the latent row. What was there before the
+// step comes to shared memory before the wait: [rope_dim] of the table, [latent_rank] weights.
 template <typename Act, typename Cache>
-__global__ void MlaInputKernel(MlaInputParams p) {
+__global__ void __launch_bounds__(kThreads) MlaInputKernel(MlaInputParams p) {
+  extern __shared__ float tables[];
   cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
   const int token = blockIdx.x;
   const int position = p.positions[token];
+  const int64_t cache_row = p.cache_rows[token];
+  float* const weight = tables + p.rope_dim;
+  if (position >= 0) {
+    for (int i = threadIdx.x; i < p.rope_dim; i += kThreads) {
+      tables[i] = p.cos_sin[static_cast<int64_t>(position) * p.rope_dim + i];
+    }
+  }
+  for (int i = threadIdx.x; blockIdx.y == 1 && i < p.latent_rank; i += kThreads) {
+    weight[i] = p.weight[i];
+  }
+  __syncthreads();
+  cudaGridDependencySynchronize();
   if (position < 0) return;
-  const float* cos_sin = p.cos_sin + static_cast<int64_t>(position) * p.rope_dim;
+  if (blockIdx.y == 1) {
+    StoreLatent<Act, Cache>(p, token, cache_row, weight, tables);
+    return;
+  }
   const int pairs = p.rope_dim / 2;
   for (int i = threadIdx.x; i < p.heads * pairs; i += kThreads) {
     const int head = i / pairs, at = i % pairs * 2;
     Act* x = static_cast<Act*>(p.q_rope) + token * p.q_rope_stride + head * p.q_rope_head_stride;
-    RotatePair(x + at, cos_sin + at, x + at);
+    RotatePair(x + at, tables + at, x + at);
   }
-  StoreLatent<Act, Cache>(p, token, cos_sin);
 }
 
 }  // namespace
@@ -76,7 +91,8 @@ void MlaInput(const MlaInputParams& p, CudaContext& context) {
           ? (float_cache ? MlaInputKernel<float, float> : MlaInputKernel<float, __nv_bfloat16>)
           : (float_cache ? MlaInputKernel<__nv_bfloat16, float>
                          : MlaInputKernel<__nv_bfloat16, __nv_bfloat16>);
-  Launch(kernel, dim3(p.tokens), dim3(kThreads), 0, context, p);
+  const size_t shared = static_cast<size_t>(p.latent_rank + p.rope_dim) * sizeof(float);
+  Launch(kernel, dim3(p.tokens, 2), dim3(kThreads), shared, context, p);
   HADAL_CUDA_LAUNCHED();
 }
 

@@ -4,6 +4,8 @@
 
 #include <cstdint>
 
+#include "kernels/cuda/read_once.cuh"
+
 // The machine's matrix and copy instructions, as the attention kernels use them. Addresses of
 // shared memory are 32 bits wide (SharedAddress).
 
@@ -91,13 +93,13 @@ __device__ __forceinline__ void BarrierWait(uint32_t barrier, uint32_t parity) {
         : "memory");
   } while (done == 0);
 }
-// `bytes` contiguous bytes, a multiple of 16; completes on the barrier.
+// `bytes` contiguous bytes, read once, a multiple of 16; completes on the barrier.
 __device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, uint32_t bytes,
                                          uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(shared),
-      "l"(global), "r"(bytes), "r"(barrier)
+      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint [%0], "
+      "[%1], %2, [%3], %4;" ::"r"(shared),
+      "l"(global), "r"(bytes), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 

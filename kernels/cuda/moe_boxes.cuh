@@ -21,6 +21,17 @@ inline CUtensorMap PairMap(const WeightView& w, int count) {
                       .box = {128, 8, 2, 4, 1}});
 }
 
+// The same 8 gate rows and up rows, four blocks of 128 columns one below the other: [groups of 8
+// rows, blocks, 2, 8, 128], the groups of all matrices in a row. REQUIRES: w.k a multiple of 128.
+inline CUtensorMap PairBlockMap(const WeightView& w, int count) {
+  return TensorMapOf({.base = w.data,
+                      .rank = 5,
+                      .element_bytes = 1,
+                      .dims = {128, 8, 2, w.k / 128, count * w.n / 8},
+                      .strides = {w.stride, w.n / 2 * w.stride, 128, 8 * w.stride},
+                      .box = {128, 8, 2, 4, 1}});
+}
+
 // [matrices, rows, k]
 inline CUtensorMap RowMap(const WeightView& w, int count) {
   return TensorMapOf({.base = w.data,
@@ -31,21 +42,28 @@ inline CUtensorMap RowMap(const WeightView& w, int count) {
                       .box = {128, 64, 1}});
 }
 
+// Boxes read once, counted by the barrier.
 __device__ __forceinline__ void CopyRowPairs(uint32_t to, const CUtensorMap* map, int column,
                                              int group, int expert, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %3, %4, %5}], [%6];" ::"r"(to),
-      "l"(map), "r"(column), "r"(0), "r"(group), "r"(expert), "r"(barrier)
+      "cp.async.bulk.tensor.5d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %3, %4, %5}], [%6], %7;" ::"r"(to),
+      "l"(map), "r"(column), "r"(0), "r"(group), "r"(expert), "r"(barrier), "l"(ReadOnce())
       : "memory");
 }
 __device__ __forceinline__ void CopyRows64(uint32_t to, const CUtensorMap* map, int column, int row,
                                            int expert, uint32_t barrier) {
   asm volatile(
-      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1, {%2, "
-      "%3, %4}], [%5];" ::"r"(to),
-      "l"(map), "r"(column), "r"(row), "r"(expert), "r"(barrier)
+      "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
+      "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(expert), "r"(barrier), "l"(ReadOnce())
       : "memory");
+}
+
+// By PairBlockMap(): blocks from `block` on, of the 8 rows that are the group-th of all matrices.
+__device__ __forceinline__ void CopyPairBlocks(uint32_t to, const CUtensorMap* map, int block,
+                                               int group, uint32_t barrier) {
+  CopyRowPairs(to, map, 0, block, group, barrier);
 }
 
 }  // namespace hadal::cuda

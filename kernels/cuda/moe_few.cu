@@ -46,8 +46,8 @@ void SetHidden(const MoeParams& p, CudaContext& context, FewArgs& a) {
 }
 
 void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
-  const auto w13 = FewW13Kernel<bf16, kW13Slots>;
-  const auto w2 = FewW2Kernel<bf16, kW2Slots>;
+  const auto w13 = FewW13Kernel<kW13Slots>;
+  const auto w2 = FewW2Kernel<kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kFewSharedBytes)));
@@ -61,8 +61,8 @@ void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
   const auto blocks = [&](int64_t items) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
-  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes<bf16>(a, kW13Slots), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes<bf16>(kW2Slots), context, a);
+  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes(a, kW13Slots), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes(kW2Slots), context, a);
 }
 
 }  // namespace
@@ -82,7 +82,7 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
   FewArgs a = ArgsOf(p);
   if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
-  return FewW13SharedBytes<bf16>(a, kW13Slots) <= kFewSharedBytes;
+  return FewW13SharedBytes(a, kW13Slots) <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {

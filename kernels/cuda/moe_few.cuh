@@ -1,12 +1,14 @@
 #pragma once
 
 #include "kernels/cuda/moe_mma.cuh"
+#include "kernels/cuda/read_once.cuh"
 
 namespace hadal::cuda {
 
 // Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
 // own share of k through a ring of shared memory that only it reads, and the warps of a block add
-// up their sums at the end of an item (16 weight rows).
+// up their sums at the end of an item (16 weight rows). Weights are bf16; moe_few_f8.cuh shares the
+// jobs.
 
 inline constexpr int kFewTokens = 8;
 inline constexpr int kFewRows = 64;      // (token, choice) pairs
@@ -62,9 +64,11 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
   constexpr int kPerLane = kFewRows / 32;
   const int lane = threadIdx.x % 32, rows = a.tokens * a.top_k;
   int expert[kPerLane], before = 0;
+  float weight[kPerLane];
 #pragma unroll
   for (int u = 0; u < kPerLane; ++u) {
     const int i = u * 32 + lane, id = i < rows ? __ldcg(a.ids + i) : -1;
+    weight[u] = i < rows ? __ldcg(a.weights + i) : 0.0f;
     expert[u] = id >= 0 && id < a.experts ? jobs.local[id] : -1;
     if (expert[u] >= 0) atomicMin(&jobs.job_of[expert[u]], i);
   }
@@ -92,92 +96,76 @@ __device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
     if (expert[u] < 0) continue;
     const int i = u * 32 + lane, job = jobs.job_of[expert[u]];
     jobs.row[job][i / a.top_k] = i;
-    jobs.weight[job][i / a.top_k] = __ldcg(a.weights + i);
+    jobs.weight[job][i / a.top_k] = weight[u];
   }
 }
 
 // A ring slot of one warp: 128 bytes of each of 16 weight rows, where a lane finds what it copied.
-template <typename W, bool kWithActivations>
+template <bool kWithActivations>
 struct FewSlot {
-  static constexpr int kStepK = 128 / sizeof(W);
+  static constexpr int kStepK = 64;
   static constexpr int kParts = 2;                       // of 64 bytes a row
   static constexpr int kWeightBytes = kParts * 2 * 512;  // [part][row half][lane] 16
-  static constexpr int kXBytes = kWithActivations ? kParts * 512 * kXVectors<W> : 0;
-  static constexpr int kScaleBytes = sizeof(W) == 1 ? 256 : 0;  // [row half][lane] float
-  static constexpr int kBytes = kWeightBytes + kXBytes + kScaleBytes;
+  static constexpr int kXBytes = kWithActivations ? kParts * 512 : 0;
+  static constexpr int kBytes = kWeightBytes + kXBytes;
 };
 
 // Where a lane reads: rows g and g + 8 of an item.
-template <typename W>
 struct FewSource {
   const char* row[2];
-  const float* scales[2];
   bool valid[2];
   int bytes;  // of a row
-  int lead;   // bytes by which the first step starts before the row
 };
 
-template <typename W>
-__device__ __forceinline__ FewSource<W> SourceOf(const WeightView& w, int matrix, int row0,
-                                                 int row1, int limit0, int limit1) {
-  FewSource<W> s;
+__device__ __forceinline__ FewSource SourceOf(const WeightView& w, int matrix, int row0, int row1,
+                                              int limit0, int limit1) {
+  FewSource s;
   const int row[2] = {row0, row1}, limit[2] = {limit0, limit1};
 #pragma unroll
   for (int h = 0; h < 2; ++h) {
     s.valid[h] = row[h] < limit[h];
     const int inside = s.valid[h] ? row[h] : 0;
-    s.row[h] = reinterpret_cast<const char*>(w.matrix<W>(matrix) + inside * w.stride);
-    s.scales[h] = sizeof(W) == 1 ? w.scales(matrix, inside) : nullptr;
+    s.row[h] = reinterpret_cast<const char*>(w.matrix<bf16>(matrix) + inside * w.stride);
   }
-  s.bytes = static_cast<int>(w.stride * sizeof(W));
-  s.lead = sizeof(W) == 1 ? w.k_lead : 0;
+  s.bytes = static_cast<int>(w.stride * sizeof(bf16));
   return s;
 }
 
-template <typename W, bool kWithActivations>
-__device__ __forceinline__ void CopyWeights(uint32_t slot, const FewSource<W>& from, int step) {
-  using Slot = FewSlot<W, kWithActivations>;
+template <bool kWithActivations>
+__device__ __forceinline__ void CopyWeights(uint32_t slot, const FewSource& from, int step) {
+  using Slot = FewSlot<kWithActivations>;
   const int lane = threadIdx.x % 32;
 #pragma unroll
   for (int part = 0; part < Slot::kParts; ++part) {
-    const int at = step * 128 + part * 64 + lane % 4 * 16 - from.lead;
-    const bool inside = at >= 0 && at < from.bytes;
+    const int at = step * 128 + part * 64 + lane % 4 * 16;
+    const bool inside = at < from.bytes;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      CopyAsync16(slot + (part * 2 + h) * 512 + lane * 16, from.row[h] + (inside ? at : 0),
-                  inside && from.valid[h]);
-    }
-  }
-  if constexpr (sizeof(W) == 1) {
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      CopyAsync4(slot + Slot::kWeightBytes + Slot::kXBytes + h * 128 + lane * 4,
-                 from.scales[h] + step);
+      CopyOnce16(slot + (part * 2 + h) * 512 + lane * 16, from.row[h] + (inside ? at : 0),
+                 inside && from.valid[h]);
     }
   }
 }
 
-// acc += the slot's weights times activations: x_at(part, i) is where the lane's vector i of a part
-// lies in shared memory. Four sums in turn, as a product waits for the one before it.
-template <typename W, bool kWithActivations, typename XAt>
+// acc += the slot's weights times activations: x_at(part) is where the lane's vector of a part lies
+// in shared memory. Four sums in turn, as a product waits for the one before it.
+template <bool kWithActivations, typename XAt>
 __device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XAt x_at) {
-  constexpr int kParts = FewSlot<W, kWithActivations>::kParts;
+  constexpr int kParts = FewSlot<kWithActivations>::kParts;
   const int lane = threadIdx.x % 32;
-  WeightOperand<W> w[kParts];
-  TokenOperand<W> tokens[kParts];
+  WeightOperand<bf16> w[kParts];
+  TokenOperand<bf16> tokens[kParts];
 #pragma unroll
   for (int part = 0; part < kParts; ++part) {
     const uint4 w0 = LoadShared16(slot + part * 2 * 512 + lane * 16);
     const uint4 w1 = LoadShared16(slot + (part * 2 + 1) * 512 + lane * 16);
-    uint4 x[kXVectors<W>];
-#pragma unroll
-    for (int i = 0; i < kXVectors<W>; ++i) x[i] = LoadShared16(x_at(part, i));
-    w[part] = WeightsOf<W>(w0, w1);
-    tokens[part] = TokensOf<W>(x);
+    const uint4 x[1] = {LoadShared16(x_at(part))};
+    w[part] = WeightsOf<bf16>(w0, w1);
+    tokens[part] = TokensOf<bf16>(x);
   }
   MmaSums other[2 * kParts - 1] = {};
 #pragma unroll
-  for (int i = 0; i < kMmas<W>; ++i) {
+  for (int i = 0; i < kMmas<bf16>; ++i) {
 #pragma unroll
     for (int part = 0; part < kParts; ++part) {
       const int chain = i % 2 * kParts + part;
@@ -190,15 +178,6 @@ __device__ __forceinline__ void MultiplySlot(uint32_t slot, MmaSums& acc, XAt x_
   for (int j = 0; j < 4; ++j) {
     acc.at[j] += (other[0].at[j] + other[1].at[j]) + other[2].at[j];
   }
-}
-
-// Scale of row half h in the slot; 1 without scales.
-template <typename W, bool kWithActivations>
-__device__ __forceinline__ float ScaleOf(uint32_t slot, int h) {
-  using Slot = FewSlot<W, kWithActivations>;
-  if constexpr (sizeof(W) != 1) return 1.0f;
-  return LoadSharedFloat(slot + Slot::kWeightBytes + Slot::kXBytes + h * 128 +
-                         threadIdx.x % 32 * 4);
 }
 
 // Steps of this warp among `steps`.

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_few_f8.h"
+#include "kernels/cuda/moe_few_f8_fine.cuh"
 #include "kernels/cuda/moe_few_f8_w13.cuh"
 #include "kernels/cuda/moe_few_f8_w2.cuh"
 
@@ -48,19 +49,24 @@ bool FewF8Fits(const FewArgs& a) {
 void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& context) {
   static const bool once = [] {
     Prepare(FewF8W13Kernel);
+    Prepare(FewF8FineKernel);
     Prepare(FewF8W2Kernel);
     return true;
   }();
   (void)once;
   FewF8Args a{};
   a.few = args;
-  a.w13 = PairMap(args.w13, count);
   a.w2 = RowMap(args.w2, count);
-  a.shared13 = args.shared_width == 0 ? a.w13 : PairMap(args.shared13, 1);
   a.shared2 = args.shared_width == 0 ? a.w2 : RowMap(args.shared2, 1);
-  const int64_t items = CeilDiv(args.shared_width, 32) + rows * CeilDiv(args.width, 32);
+  const bool fine = FewF8FineFits(args);
+  const auto map = fine ? PairBlockMap : PairMap;
+  a.w13 = map(args.w13, count);
+  a.shared13 = args.shared_width == 0 ? a.w13 : map(args.shared13, 1);
+  const int of_item = fine ? 8 : 32;
+  const int64_t items = CeilDiv(args.shared_width, of_item) + rows * CeilDiv(args.width, of_item);
   const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
-  Launch(FewF8W13Kernel, blocks, kF8Threads, static_cast<size_t>(FewF8W13SharedBytes(args)),
+  const int64_t shared = fine ? FewF8FineSharedBytes(args) : FewF8W13SharedBytes(args);
+  Launch(fine ? FewF8FineKernel : FewF8W13Kernel, blocks, kF8Threads, static_cast<size_t>(shared),
          context, a);
   LaunchW2(a, context);
 }

@@ -18,11 +18,10 @@ inline constexpr int kF8Consumers = 256;  // two warpgroups
 inline constexpr int kF8Threads = kF8Consumers + 32;
 inline constexpr int kF8TileBytes = 64 * 128;
 inline constexpr int kF8SplitBytes = 16 * 128;  // of the tokens beside a tile
-inline constexpr int kF8Align = 1024;
 
 struct FewF8Args {
-  CUtensorMap w13, shared13;  // [experts, groups, 2, 8, k]: 8 gate rows, their 8 up rows
-  CUtensorMap w2, shared2;    // [experts, rows, k]
+  CUtensorMap w13, shared13;  // PairMap(), or of items of 16 rows PairBlockMap()
+  CUtensorMap w2, shared2;    // RowMap()
   FewArgs few;
 };
 
@@ -49,10 +48,6 @@ struct F8Stage {
     if (index >= kStages) index -= kStages, parity ^= 1;
   }
 };
-
-__device__ __forceinline__ uint32_t AlignedShared(const void* memory) {
-  return (SharedAddress(memory) + kF8Align - 1) / kF8Align * kF8Align;
-}
 
 __device__ __forceinline__ void StoreShared8(uint32_t at, uint2 v) {
   asm volatile("st.shared.v2.u32 [%0], {%1, %2};" ::"r"(at), "r"(v.x), "r"(v.y) : "memory");

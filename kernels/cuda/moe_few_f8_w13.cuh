@@ -184,10 +184,10 @@ __device__ __forceinline__ void ConsumeW13(const F8W13Items& items, uint32_t rin
 __global__ void __launch_bounds__(kF8Threads, 1)
     FewF8W13Kernel(const __grid_constant__ FewF8Args a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ char memory[];
+  extern __shared__ __align__(1024) char memory[];
   constexpr int kRingBytes = kF8W13Stages * 2 * kF8TileBytes;
-  const uint32_t ring = AlignedShared(memory);
-  char* behind = memory + (ring - SharedAddress(memory)) + kRingBytes;
+  const uint32_t ring = SharedAddress(memory);
+  char* behind = memory + kRingBytes;
   const int blocks = F8Tokens::Blocks(a.few.dim);
   const F8Tokens tokens{ring + kRingBytes,
                         reinterpret_cast<float*>(behind + blocks * kF8SplitBytes), blocks};
@@ -219,7 +219,7 @@ __global__ void __launch_bounds__(kF8Threads, 1)
 }
 
 inline int64_t FewF8W13SharedBytes(const FewArgs& a) {
-  return kF8Align + int64_t{kF8W13Stages} * 2 * kF8TileBytes +
+  return int64_t{kF8W13Stages} * 2 * kF8TileBytes +
          int64_t{F8Tokens::Blocks(a.dim)} * (kF8SplitBytes + kFewTokens * 4) +
          int64_t{sizeof(F8W13Shared)};
 }

@@ -186,9 +186,9 @@ __device__ __forceinline__ void AddUp(const FewArgs& a, const F8W2Shared& shared
 __global__ void __launch_bounds__(kF8W2Threads, 2)
     FewF8W2Kernel(const __grid_constant__ FewF8Args a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  extern __shared__ char memory[];
-  const uint32_t ring = AlignedShared(memory), tiles = ring + kF8W2Stages * kF8TileBytes;
-  auto& shared = *reinterpret_cast<F8W2Shared*>(memory + (tiles - SharedAddress(memory)) +
+  extern __shared__ __align__(1024) char memory[];
+  const uint32_t ring = SharedAddress(memory), tiles = ring + kF8W2Stages * kF8TileBytes;
+  auto& shared = *reinterpret_cast<F8W2Shared*>(memory + kF8W2Stages * kF8TileBytes +
                                                 2 * kF8W2Groups * kF8SplitBytes);
   ArriveCluster();  // this block is there
   if (threadIdx.x == kF8W2Consumers) shared.barriers.Init(4);
@@ -217,8 +217,7 @@ __global__ void __launch_bounds__(kF8W2Threads, 2)
 }
 
 inline int64_t FewF8W2SharedBytes() {
-  return kF8Align + kF8W2Stages * kF8TileBytes + 2 * kF8W2Groups * kF8SplitBytes +
-         int64_t{sizeof(F8W2Shared)};
+  return kF8W2Stages * kF8TileBytes + 2 * kF8W2Groups * kF8SplitBytes + int64_t{sizeof(F8W2Shared)};
 }
 
 }  // namespace hadal::cuda

@@ -9,18 +9,13 @@ namespace hadal::cuda {
 
 // Bytes between tokens in shared memory: quarter warps that read 16 bytes of 2 tokens meet no bank
 // twice.
-template <typename W>
-constexpr int FewXStride(int dim) {
-  return (dim * 2 + 255) / 256 * 256 + (sizeof(W) == 1 ? 16 : 64);
-}
+constexpr int FewXStride(int dim) { return (dim * 2 + 255) / 256 * 256 + 64; }
 
-template <typename W>
 struct W13Shared {
   FewSums sums;
   FewJobs jobs;
 };
 
-template <typename W>
 struct W13Items {
   const FewArgs& a;
   const FewJobs& jobs;
@@ -33,35 +28,34 @@ struct W13Items {
         shared_items((args.shared_width + 7) / 8),
         tiles((args.width + 7) / 8) {}
   __device__ int count() const { return shared_items + jobs.count * tiles; }
-  __device__ FewSource<W> Source(int item) const {
+  __device__ FewSource Source(int item) const {
     const int g = threadIdx.x % 32 / 4;
     if (item < shared_items) {
       const int row = item * 8 + g;
-      return SourceOf<W>(a.shared13, 0, row, a.shared_width + row, a.shared_width,
-                         2 * a.shared_width);
+      return SourceOf(a.shared13, 0, row, a.shared_width + row, a.shared_width, 2 * a.shared_width);
     }
     const int job = (item - shared_items) / tiles, row = (item - shared_items) % tiles * 8 + g;
-    return SourceOf<W>(a.w13, jobs.expert[job], row, a.width + row, a.width, 2 * a.width);
+    return SourceOf(a.w13, jobs.expert[job], row, a.width + row, a.width, 2 * a.width);
   }
 };
 
 // What a warp copies next.
-template <typename W, int kSlots>
+template <int kSlots>
 struct W13Producer {
-  using Slot = FewSlot<W, false>;
+  using Slot = FewSlot<false>;
   uint32_t ring;  // of this warp
   int own_steps;  // of this warp per item
   int item;
   int step = 0;  // among own_steps
   int slot = 0;
-  FewSource<W> source;
+  FewSource source;
 
   // Copies the next step into the next slot; nothing after the last item. Always one group.
-  __device__ __forceinline__ void Issue(const W13Items<W>& items, int item_count) {
+  __device__ __forceinline__ void Issue(const W13Items& items, int item_count) {
     if (own_steps > 0 && item < item_count) {
       if (step == 0) source = items.Source(item);
-      CopyWeights<W, false>(ring + slot * Slot::kBytes, source,
-                            step * kFewWarps + static_cast<int>(threadIdx.x / 32));
+      CopyWeights<false>(ring + slot * Slot::kBytes, source,
+                         step * kFewWarps + static_cast<int>(threadIdx.x / 32));
       if (++step == own_steps) {
         step = 0;
         item += gridDim.x;
@@ -72,8 +66,7 @@ struct W13Producer {
   }
 };
 
-template <typename W>
-__device__ __forceinline__ void StoreHidden(const FewArgs& a, const W13Items<W>& items, int item,
+__device__ __forceinline__ void StoreHidden(const FewArgs& a, const W13Items& items, int item,
                                             const FewSums& sums, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair >= 64) return;
@@ -93,11 +86,10 @@ __device__ __forceinline__ void StoreHidden(const FewArgs& a, const W13Items<W>&
   *to = FromFloat<bf16>(SiluMul(gate, up));
 }
 
-// Tokens to shared memory, zeros behind dim.
-template <typename W>
-__device__ void LoadTokens(const FewArgs& a, char* to) {
-  const int stride = FewXStride<W>(a.dim), chunks = (a.dim + 127) / 128 * 16;
-  for (int i = threadIdx.x; i < a.tokens * chunks; i += kFewThreads) {
+// Tokens to shared memory, zeros behind dim; by all warps but the first.
+__device__ inline void LoadTokens(const FewArgs& a, char* to) {
+  const int stride = FewXStride(a.dim), chunks = (a.dim + 127) / 128 * 16;
+  for (int i = threadIdx.x - 32; i < a.tokens * chunks; i += kFewThreads - 32) {
     const int t = i / chunks, c = i % chunks;
     uint4 v = {0, 0, 0, 0};
     if (c * 8 < a.dim) {
@@ -108,18 +100,18 @@ __device__ void LoadTokens(const FewArgs& a, char* to) {
   }
 }
 
-template <typename W, int kSlots>
+template <int kSlots>
 __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   extern __shared__ __align__(128) char memory[];
-  using Slot = FewSlot<W, false>;
-  auto& shared = *reinterpret_cast<W13Shared<W>*>(memory + kFewWarps * kSlots * Slot::kBytes);
+  using Slot = FewSlot<false>;
+  auto& shared = *reinterpret_cast<W13Shared*>(memory + kFewWarps * kSlots * Slot::kBytes);
   char* tokens = reinterpret_cast<char*>(&shared + 1);
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const int steps = (a.dim + Slot::kStepK - 1) / Slot::kStepK, own_steps = OwnSteps(steps);
   const uint32_t ring = SharedAddress(memory) + warp * kSlots * Slot::kBytes;
 
-  const W13Items<W> items(a, shared.jobs);
-  W13Producer<W, kSlots> producer{ring, own_steps, static_cast<int>(blockIdx.x)};
+  const W13Items items(a, shared.jobs);
+  W13Producer<kSlots> producer{ring, own_steps, static_cast<int>(blockIdx.x)};
   int issued = 0;
   for (; issued < kSlots - 1 && producer.item < items.shared_items; ++issued) {
     producer.Issue(items, items.shared_items);
@@ -127,15 +119,17 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   PrepareJobs(a, shared.jobs);
   WaitForPrevious();
   AllowNext();
-  if (threadIdx.x < 32) FindJobs(a, shared.jobs);
-  LoadTokens<W>(a, tokens);
+  if (threadIdx.x < 32) {
+    FindJobs(a, shared.jobs);
+  } else {
+    LoadTokens(a, tokens);
+  }
   __syncthreads();
   const int count = items.count();
   for (; issued < kSlots - 1; ++issued) producer.Issue(items, count);
 
   const int token = min(lane / 4, a.tokens - 1);
-  const uint32_t x =
-      SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * 16 * kXVectors<W>;
+  const uint32_t x = SharedAddress(tokens) + token * FewXStride(a.dim) + lane % 4 * 16;
   int slot = 0, turn = 0;
   for (int item = blockIdx.x; item < count; item += gridDim.x, turn ^= 1) {
     MmaSums total = {};
@@ -143,18 +137,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
       AwaitCopies<kSlots - 2>();
       const uint32_t at = ring + slot * Slot::kBytes;
       const uint32_t x_step = x + (i * kFewWarps + warp) * Slot::kStepK * 2;
-      const auto x_at = [&](int part, int v) { return x_step + part * 64 * kXVectors<W> + v * 16; };
-      if constexpr (sizeof(W) == 1) {
-        MmaSums acc = {};
-        MultiplySlot<W, false>(at, acc, x_at);
-        const float gate = ScaleOf<W, false>(at, 0), up = ScaleOf<W, false>(at, 1);
-        total.at[0] += gate * acc.at[0];
-        total.at[1] += gate * acc.at[1];
-        total.at[2] += up * acc.at[2];
-        total.at[3] += up * acc.at[3];
-      } else {
-        MultiplySlot<W, false>(at, total, x_at);
-      }
+      MultiplySlot<false>(at, total, [&](int part) { return x_step + part * 64; });
       slot = slot + 1 == kSlots ? 0 : slot + 1;
       producer.Issue(items, count);
     }
@@ -163,10 +146,9 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   }
 }
 
-template <typename W>
-int64_t FewW13SharedBytes(const FewArgs& a, int slots) {
-  return int64_t{kFewWarps} * slots * FewSlot<W, false>::kBytes +
-         static_cast<int64_t>(sizeof(W13Shared<W>)) + int64_t{a.tokens} * FewXStride<W>(a.dim);
+inline int64_t FewW13SharedBytes(const FewArgs& a, int slots) {
+  return int64_t{kFewWarps} * slots * FewSlot<false>::kBytes +
+         static_cast<int64_t>(sizeof(W13Shared)) + int64_t{a.tokens} * FewXStride(a.dim);
 }
 
 }  // namespace hadal::cuda

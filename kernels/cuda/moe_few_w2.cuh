@@ -13,8 +13,7 @@ struct W2Shared {
   FewJobs jobs;
 };
 
-template <typename W>
-using W2Slot = FewSlot<W, true>;
+using W2Slot = FewSlot<true>;
 
 // The steps of an item, in turn for each warp: part -1 is the shared MLP, part j job j.
 struct W2Cursor {
@@ -33,32 +32,27 @@ struct W2Cursor {
   }
 };
 
-template <typename W>
 struct W2Items {
-  using Slot = W2Slot<W>;
   const FewArgs& a;
   const FewJobs& jobs;
   int shared_steps, steps, count;
 
-  static __device__ int StepsOf(const WeightView& w, int width) {
-    const int lead = sizeof(W) == 1 ? w.k_lead : 0;
-    return width == 0 ? 0 : (width + lead + Slot::kStepK - 1) / Slot::kStepK;
-  }
+  static __device__ int StepsOf(int width) { return (width + W2Slot::kStepK - 1) / W2Slot::kStepK; }
   __device__ W2Items(const FewArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
-        shared_steps(StepsOf(args.shared2, args.shared_width)),
-        steps(StepsOf(args.w2, args.width)),
+        shared_steps(StepsOf(args.shared_width)),
+        steps(StepsOf(args.width)),
         count((args.dim + 15) / 16) {}
   __device__ W2Cursor Begin() const {
     W2Cursor c{-1, static_cast<int>(threadIdx.x / 32), OwnSteps(shared_steps + jobs.count * steps)};
     c.Settle(shared_steps, steps);
     return c;
   }
-  __device__ FewSource<W> Source(int item, int part) const {
+  __device__ FewSource Source(int item, int part) const {
     const int row = item * 16 + threadIdx.x % 32 / 4;
-    return part < 0 ? SourceOf<W>(a.shared2, 0, row, row + 8, a.dim, a.dim)
-                    : SourceOf<W>(a.w2, jobs.expert[part], row, row + 8, a.dim, a.dim);
+    return part < 0 ? SourceOf(a.shared2, 0, row, row + 8, a.dim, a.dim)
+                    : SourceOf(a.w2, jobs.expert[part], row, row + 8, a.dim, a.dim);
   }
   // Hidden row of this lane's token in that part, or null.
   __device__ const bf16* Hidden(int part) const {
@@ -73,46 +67,40 @@ struct W2Items {
 enum class W2Copy { kWeights, kHidden, kBoth };
 
 // What a warp copies next. A copy of it goes over the same steps.
-template <typename W, int kSlots>
+template <int kSlots>
 struct W2Producer {
-  using Slot = W2Slot<W>;
   uint32_t ring;
   int item;
   W2Cursor at;
   int slot = 0;
-  FewSource<W> source;
+  FewSource source;
   const bf16* hidden;
 
-  __device__ __forceinline__ void Load(const W2Items<W>& items) {
+  __device__ __forceinline__ void Load(const W2Items& items) {
     if (item >= items.count || at.left == 0) return;
     source = items.Source(item, at.part);
     hidden = items.Hidden(at.part);
   }
 
-  __device__ __forceinline__ void CopyHidden(const W2Items<W>& items, uint32_t to) const {
-    constexpr int kVectors = kXVectors<W>;
+  __device__ __forceinline__ void CopyHidden(const W2Items& items, uint32_t to) const {
     const int lane = threadIdx.x % 32;
     const int stride = at.part < 0 ? items.a.shared_stride : items.a.hidden_stride;
     // Any readable address will do where there is nothing to read.
     const bf16* row = hidden == nullptr ? static_cast<const bf16*>(items.a.x) : hidden;
 #pragma unroll
-    for (int part = 0; part < Slot::kParts; ++part) {
-#pragma unroll
-      for (int j = 0; j < kVectors; ++j) {
-        const int k = at.step * Slot::kStepK + part * (Slot::kStepK / 2) + lane % 4 * 8 * kVectors +
-                      j * 8 - source.lead;
-        const bool inside = hidden != nullptr && k >= 0 && k < stride;
-        CopyAsync16(to + Slot::kWeightBytes + (part * kVectors + j) * 512 + lane * 16,
-                    row + (inside ? k : 0), inside);
-      }
+    for (int part = 0; part < W2Slot::kParts; ++part) {
+      const int k = at.step * W2Slot::kStepK + part * (W2Slot::kStepK / 2) + lane % 4 * 8;
+      const bool inside = hidden != nullptr && k < stride;
+      CopyAsync16(to + W2Slot::kWeightBytes + part * 512 + lane * 16, row + (inside ? k : 0),
+                  inside);
     }
   }
 
   template <W2Copy kWhat>
-  __device__ __forceinline__ void Issue(const W2Items<W>& items) {
+  __device__ __forceinline__ void Issue(const W2Items& items) {
     if (item < items.count && at.left > 0) {
-      const uint32_t to = ring + slot * Slot::kBytes;
-      if (kWhat != W2Copy::kHidden) CopyWeights<W, true>(to, source, at.step);
+      const uint32_t to = ring + slot * W2Slot::kBytes;
+      if (kWhat != W2Copy::kHidden) CopyWeights<true>(to, source, at.step);
       if (kWhat != W2Copy::kWeights) CopyHidden(items, to);
       at.step += kFewWarps;
       if (--at.left == 0) {
@@ -127,22 +115,18 @@ struct W2Producer {
   }
 };
 
-template <typename W>
 __device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int part,
                                         MmaSums& total) {
-  using Slot = W2Slot<W>;
   const int lane = threadIdx.x % 32;
   MmaSums acc = {};
-  MultiplySlot<W, true>(slot, acc, [&](int p, int v) {
-    return slot + Slot::kWeightBytes + (p * kXVectors<W> + v) * 512 + lane * 16;
-  });
+  MultiplySlot<true>(slot, acc,
+                     [&](int p) { return slot + W2Slot::kWeightBytes + p * 512 + lane * 16; });
   float2 weight = {1, 1};
   if (part >= 0) weight = *reinterpret_cast<const float2*>(&jobs.weight[part][lane % 4 * 2]);
-  const float scale0 = ScaleOf<W, true>(slot, 0), scale1 = ScaleOf<W, true>(slot, 1);
-  total.at[0] += scale0 * weight.x * acc.at[0];
-  total.at[1] += scale0 * weight.y * acc.at[1];
-  total.at[2] += scale1 * weight.x * acc.at[2];
-  total.at[3] += scale1 * weight.y * acc.at[3];
+  total.at[0] += weight.x * acc.at[0];
+  total.at[1] += weight.y * acc.at[1];
+  total.at[2] += weight.x * acc.at[2];
+  total.at[3] += weight.y * acc.at[3];
 }
 
 __device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums,
@@ -155,22 +139,21 @@ __device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSu
   a.out[int64_t{token} * a.dim + row] = FromFloat<bf16>(AddSums(sums, turn, at));
 }
 
-template <typename W, int kSlots>
+template <int kSlots>
 __global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewArgs a) {
   extern __shared__ __align__(128) char memory[];
-  using Slot = W2Slot<W>;
-  auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kSlots * Slot::kBytes);
+  auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kSlots * W2Slot::kBytes);
   const int warp = threadIdx.x / 32;
-  const uint32_t ring = SharedAddress(memory) + warp * kSlots * Slot::kBytes;
+  const uint32_t ring = SharedAddress(memory) + warp * kSlots * W2Slot::kBytes;
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
   PrepareJobs(a, shared.jobs);
   if (threadIdx.x < 32) FindJobs(a, shared.jobs);
   __syncthreads();
-  const W2Items<W> items(a, shared.jobs);
-  W2Producer<W, kSlots> producer{ring, static_cast<int>(blockIdx.x), items.Begin()};
+  const W2Items items(a, shared.jobs);
+  W2Producer<kSlots> producer{ring, static_cast<int>(blockIdx.x), items.Begin()};
   producer.Load(items);
-  W2Producer<W, kSlots> early = producer;
+  W2Producer<kSlots> early = producer;
   for (int i = 0; i < kSlots - 1; ++i) early.template Issue<W2Copy::kWeights>(items);
   WaitForPrevious();
   AllowNext();
@@ -184,7 +167,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewArgs a) {
     W2Cursor at = items.Begin();
     while (at.left > 0) {
       AwaitCopies<kSlots - 2>();
-      AddStep<W>(ring + slot * Slot::kBytes, shared.jobs, at.part, total);
+      AddStep(ring + slot * W2Slot::kBytes, shared.jobs, at.part, total);
       slot = slot + 1 == kSlots ? 0 : slot + 1;
       producer.template Issue<W2Copy::kBoth>(items);
       CommitCopies();
@@ -197,9 +180,8 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewArgs a) {
   }
 }
 
-template <typename W>
-int64_t FewW2SharedBytes(int slots) {
-  return int64_t{kFewWarps} * slots * W2Slot<W>::kBytes + static_cast<int64_t>(sizeof(W2Shared));
+inline int64_t FewW2SharedBytes(int slots) {
+  return int64_t{kFewWarps} * slots * W2Slot::kBytes + static_cast<int64_t>(sizeof(W2Shared));
 }
 
 }  // namespace hadal::cuda

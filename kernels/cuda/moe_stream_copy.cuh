@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/moe_mma.cuh"
 #include "kernels/cuda/moe_stream.h"
+#include "kernels/cuda/read_once.cuh"
 
 namespace hadal::cuda {
 
@@ -160,8 +161,8 @@ struct StreamProducer {
       for (int m = 0; m < kStreamM; ++m) {
 #pragma unroll
         for (int h = 0; h < 2; ++h) {
-          CopyAsync16(to + (((warp * 2 + part) * kStreamM + m) * 2 + h) * 512 + lane * 16,
-                      row[m][h] + (inside ? at : 0), inside && valid[m][h]);
+          CopyOnce16(to + (((warp * 2 + part) * kStreamM + m) * 2 + h) * 512 + lane * 16,
+                     row[m][h] + (inside ? at : 0), inside && valid[m][h]);
         }
       }
     }

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/mma.cuh"
+#include "kernels/cuda/read_once.cuh"
 
 // Operands and tiles of matmul_skinny.cuh, and how they get to shared memory.
 namespace hadal::cuda {
@@ -99,8 +100,8 @@ struct SkinnyLoader {
     for (int i = 0; i < kPasses; ++i) {
       const bool valid = inside && (valid_rows >> i & 1);
       const int64_t offset = at + 32 * i * a.row_bytes + (i >= kPasses / 2 ? up_bytes : 0);
-      CopyAsync16(to + Tile::WeightAt(threadIdx.x / 8 + 32 * i, threadIdx.x % 8),
-                  valid ? w + offset : reinterpret_cast<const char*>(x), valid);
+      CopyOnce16(to + Tile::WeightAt(threadIdx.x / 8 + 32 * i, threadIdx.x % 8),
+                 valid ? w + offset : reinterpret_cast<const char*>(x), valid);
     }
   }
 

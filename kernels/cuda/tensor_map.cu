@@ -34,10 +34,11 @@ CUtensorMap TensorMapOf(const TensorShape& shape) {
   }
   const CUtensorMapDataType type = shape.element_bytes == 1 ? CU_TENSOR_MAP_DATA_TYPE_UINT8
                                                             : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16;
+  // With 256 bytes to the second-level cache at once a step of one sequence took 2 % longer.
   const CUresult result = EncodeFunction()(
       &map, type, static_cast<cuuint32_t>(shape.rank), const_cast<void*>(shape.base), dims, strides,
       box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-      CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+      CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
   if (result != CUDA_SUCCESS) {
     const std::string what = "error " + std::to_string(static_cast<int>(result));
     ThrowCudaError("cuTensorMapEncodeTiled", __FILE__, __LINE__, what.c_str());

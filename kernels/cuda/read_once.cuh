@@ -1,0 +1,24 @@
+#pragma once
+
+#include <cstdint>
+
+namespace hadal::cuda {
+
+// What a step reads once, weights and the latents of decode, is brought as the first to leave the
+// second-level cache, so that it does not push out what is read again. Routed experts in bf16 took
+// 209 us without and take 165 with it at 8 tokens, 340 and 299 at 64, 365 and 311 at 256 (H200,
+// lite model). For the .L2::cache_hint of copies.
+__device__ __forceinline__ uint64_t ReadOnce() {
+  uint64_t policy;
+  asm("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+  return policy;
+}
+
+// As CopyAsync16(): 16 bytes; zeros when not valid (`from` must still be a readable address).
+__device__ __forceinline__ void CopyOnce16(uint32_t to, const void* from, bool valid) {
+  asm volatile(
+      "cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2, %3;" ::"r"(to),
+      "l"(from), "r"(valid ? 16 : 0), "l"(ReadOnce()));
+}
+
+}  // namespace hadal::cuda
