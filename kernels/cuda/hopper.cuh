@@ -35,9 +35,18 @@ __device__ __forceinline__ void AwaitBarrier(uint32_t barrier, int parity) {
       : "memory");
 }
 
-// A box of the tensor at (column, row), read once, to `to`, counted by the barrier.
+// A box of the tensor at (column, row) to `to`, counted by the barrier.
 __device__ __forceinline__ void CopyTile(uint32_t to, const CUtensorMap* map, int column, int row,
                                          uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier)
+      : "memory");
+}
+// The same of what is read once.
+__device__ __forceinline__ void CopyTileOnce(uint32_t to, const CUtensorMap* map, int column, int row,
+                                             uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),

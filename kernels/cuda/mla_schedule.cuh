@@ -8,7 +8,8 @@
 // pieces of all rows; their keys are cut into tiles of a cache block, and all tiles of all items,
 // one after the other, into equal runs, one per CTA of the lane, whatever the lengths are: these
 // are known on the device only. An item that lies in one run is finished there; the others leave
-// parts, which a second kernel merges.
+// parts, which a second kernel merges. Parts cost as much as several tiles, so a cut close to either
+// end of an item moves there; runs are then equal within a few tiles.
 
 namespace hadal::cuda {
 
@@ -56,6 +57,26 @@ __device__ __forceinline__ DecodeItem LoadItem(const DecodeArgs& a, int index) {
   return LoadItem(a, index, Lane(a));
 }
 
+// Tiles by which a cut may move: of `total` tiles in `runs` runs. Short runs end together or late.
+__device__ __forceinline__ int Reach(int64_t total, int runs) {
+  constexpr int kMost = 4, kShort = 4;
+  const auto mean = static_cast<int>(total / runs);
+  return mean < kShort ? 0 : min(kMost, (mean + 1) / 2);
+}
+// Where a cut at tile `at` of an item of `tiles` tiles goes. Never decreases as `at` grows.
+__device__ __forceinline__ int MovedCut(int at, int tiles, int reach) {
+  if (at <= reach && 2 * at <= tiles) return 0;
+  return tiles - at <= reach ? tiles : at;
+}
+
+__device__ __forceinline__ DecodeItem NextItem(const DecodeArgs& a, int index) {
+  DecodeItem item;
+  do {
+    item = LoadItem(a, ++index);
+  } while (item.tiles == 0);
+  return item;
+}
+
 // The run of one CTA: `tiles` tiles from tile `tile` of item `item` on.
 struct DecodeRun {
   int item = 0;
@@ -66,7 +87,8 @@ struct DecodeRun {
   int runs = 0;       // of the lane, that are not empty
 };
 
-// Called by all kThreads threads of the CTA; ends with a barrier. `shared` has 32 + 1 ints.
+// Called by all kThreads threads of the CTA; all of them may use `shared`, 32 ints, again behind the
+// next barrier. Of a run without tiles, only that is known.
 template <int kThreads>
 __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
   const int items = a.p.rows.num_rows, lanes = a.pieces;
@@ -95,28 +117,30 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
   before += warps_before - mine;
   run.runs = static_cast<int>(min(static_cast<int64_t>(lane_runs), run.total));
   __syncthreads();
-  if (lane_run < run.runs) {
-    run.begin = run.total * lane_run / run.runs;
-    run.tiles = static_cast<int>(run.total * (lane_run + 1) / run.runs - run.begin);
-    if (run.begin >= before && run.begin < before + mine) {
-      int i = first, skip = static_cast<int>(run.begin) - before;
-      for (int tiles; (tiles = LoadItem(a, i).tiles) <= skip; ++i) skip -= tiles;
-      shared[0] = i;
-      shared[1] = skip;
+  if (lane_run >= run.runs) return run;
+  // The cuts before and behind the run, each by the thread that knows its item.
+  for (int side = 0; side < 2; ++side) {
+    const auto cut = static_cast<int>(run.total * (lane_run + side) / run.runs);
+    if (cut == run.total && threadIdx.x == 0) shared[2 + side] = cut;
+    if (cut < before || cut >= before + mine) continue;
+    int i = first, begin = before, tiles;
+    for (; (tiles = LoadItem(a, i).tiles) <= cut - begin; ++i) begin += tiles;
+    int at = MovedCut(cut - begin, tiles, Reach(run.total, run.runs));
+    shared[2 + side] = begin + at;
+    if (side == 1) continue;
+    if (at == tiles && begin + at < run.total) {
+      i = NextItem(a, i).index;
+      at = 0;
     }
+    shared[0] = i;
+    shared[1] = at;
   }
   __syncthreads();
   run.item = shared[0];
   run.tile = shared[1];
+  run.begin = shared[2];
+  run.tiles = shared[3] - shared[2];
   return run;
-}
-
-__device__ __forceinline__ DecodeItem NextItem(const DecodeArgs& a, int index) {
-  DecodeItem item;
-  do {
-    item = LoadItem(a, ++index);
-  } while (item.tiles == 0);
-  return item;
 }
 
 // Tiles tile .. tile + tiles of `item`, done by this CTA, `done` tiles into its run.
@@ -130,15 +154,28 @@ struct DecodeSegment {
   __device__ int Slot() const { return done == 0 ? 0 : 1; }
 };
 
+// The last run that has tiles of an item; this run has its first.
+__device__ __forceinline__ int LastRun(const DecodeRun& run, int own, int64_t item_end, int tiles) {
+  const int reach = Reach(run.total, run.runs);
+  auto last = static_cast<int>((item_end * run.runs - 1) / run.total);
+  // Cuts that moved to the item's end.
+  while (last > own) {
+    const auto at = static_cast<int>(run.total * last / run.runs - (item_end - tiles));
+    if (MovedCut(at, tiles, reach) < tiles) break;
+    --last;
+  }
+  return last;
+}
+
 // Tells the second kernel what to do with the item that begins in this segment.
 __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& run,
                                           const DecodeSegment& s) {
   if (s.tile != 0 || a.merges == nullptr) return;
   int4 merge = make_int4(-1, 0, 0, 0);
   if (!s.Whole()) {
-    const int64_t last = run.begin + s.done + s.item.tiles - 1;
-    const int last_run = static_cast<int>(((last + 1) * run.runs - 1) / run.total);
-    merge = make_int4(s.item.index, blockIdx.x / a.pieces, last_run, s.Slot());
+    const int own = static_cast<int>(blockIdx.x) / a.pieces;
+    const int64_t item_end = run.begin + s.done + s.item.tiles;
+    merge = make_int4(s.item.index, own, LastRun(run, own, item_end, s.item.tiles), s.Slot());
   }
   if (a.by_row) {
     a.merges[s.item.index * a.pieces + Lane(a)] = merge;

@@ -125,6 +125,7 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
     run.SetWeights(p.shared.w13, static_cast<int>(p.shared.width), shared);
     run.SetOut(shared_hidden, shared_width, shared);
   }
+  run.args.read_once = rows <= kTileRows * p.experts;
   run.Launch(true);
 
   experts.source = nullptr;

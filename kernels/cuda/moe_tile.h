@@ -34,6 +34,7 @@ struct TileArgs {
   CUtensorMap experts_map;
   TilePart shared;
   TilePart experts;
+  bool read_once = false;  // the weights: hardly an expert has rows for two tiles
 };
 
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.

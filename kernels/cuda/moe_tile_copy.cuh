@@ -203,8 +203,14 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
       if (threadIdx.x == 0) {
         const uint32_t full = memory.full(slot.index), to = memory.weights(slot.index);
         ArriveExpecting(full, Shape::kWeightBytes);
-        CopyTile(to, map, step * 64, row, full);
-        CopyTile(to + Shape::kWeightBytes / 2, map, step * 64, second, full);
+        const uint32_t to_second = to + Shape::kWeightBytes / 2;
+        if (a.read_once) {
+          CopyTileOnce(to, map, step * 64, row, full);
+          CopyTileOnce(to_second, map, step * 64, second, full);
+        } else {
+          CopyTile(to, map, step * 64, row, full);
+          CopyTile(to_second, map, step * 64, second, full);
+        }
       }
       gather.Copy(memory.x(slot.index), step);
       if constexpr (Shape::kScaleBytes > 0) gather.CopyScales(memory.scales(slot.index), step);
