@@ -16,6 +16,7 @@
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
 #include "worker/model/step_inputs.h"
+#include "worker/timed_backend.h"
 
 namespace hadal {
 namespace {
@@ -33,11 +34,13 @@ struct BenchOptions {
   int decode_steps = 16;
   int repeats = 3;         // the best of
   bool json = false;
+  bool ops = false;        // a clock around each op
 };
 
 struct StepTime {
   double seconds = 1e30;
   double host_seconds = 0;  // until everything is launched; the rest of it waits for the device
+  std::vector<OpTime> ops;  // with --ops
   bool operator<(const StepTime& other) const { return seconds < other.seconds; }
 };
 
@@ -62,6 +65,11 @@ class ModelBench {
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                   .threads = options_.threads,
                                                   .weights = config_.dtype}));
+    if (options_.ops) {
+      auto timed = std::make_unique<TimedBackend>(std::move(backend_));
+      timed_ = timed.get();
+      backend_ = std::move(timed);
+    }
     const int sequences = *std::max_element(options_.batches.begin(), options_.batches.end());
     const int prompt = *std::max_element(options_.prompts.begin(), options_.prompts.end());
     const int prompts =
@@ -121,13 +129,28 @@ class ModelBench {
     return {seconds(), host};
   }
 
+  // Of one step, when `steps` ran since the last call.
+  std::vector<OpTime> TakeOps(int steps) {
+    if (timed_ == nullptr) return {};
+    std::vector<OpTime> ops = timed_->TakeTimes();
+    for (OpTime& op : ops) {
+      op.calls /= steps;
+      op.seconds /= steps;
+    }
+    return ops;
+  }
+
   Measurement Prefill(int tokens, int sequences) {
     tables_.resize(sequences * blocks_per_sequence_);
     std::iota(tables_.begin(), tables_.end(), 0);
     Batch batch;
     for (int s = 0; s < sequences; ++s) Append(s, 0, tokens, RowKind::kPrefill, &batch);
     StepTime best;
-    for (int i = 0; i <= options_.repeats; ++i) best = std::min(best, Step(batch));
+    for (int i = 0; i <= options_.repeats; ++i) {
+      StepTime time = Step(batch);
+      time.ops = TakeOps(1);
+      best = std::min(best, time);
+    }
     StepShape shape;
     shape.prefill.assign(sequences, {.start_pos = 0, .num_tokens = tokens});
     return {"prefill", sequences, sequences * tokens, best, CountStep(config_, Layout{}, *backend_, shape)};
@@ -142,10 +165,11 @@ class ModelBench {
       Append(s, 0, options_.context, RowKind::kPrefill, &batch);
       Step(batch);
     }
+    TakeOps(1);
     StepTime best;
     int position = options_.context;
     for (int i = 0; i <= options_.repeats; ++i) {
-      StepTime sum{0, 0};
+      StepTime sum{.seconds = 0};
       for (int step = 0; step < options_.decode_steps; ++step, ++position) {
         Batch batch;
         for (int s = 0; s < sequences; ++s) Append(s, position, 1, RowKind::kDecode, &batch);
@@ -153,6 +177,7 @@ class ModelBench {
         sum.seconds += time.seconds / options_.decode_steps;
         sum.host_seconds += time.host_seconds / options_.decode_steps;
       }
+      sum.ops = TakeOps(options_.decode_steps);
       best = std::min(best, sum);
     }
     StepShape shape;
@@ -163,11 +188,33 @@ class ModelBench {
   BenchOptions options_;
   ModelConfig config_;
   std::unique_ptr<Backend> backend_;
+  TimedBackend* timed_ = nullptr;  // backend_, with --ops
   std::unique_ptr<Model> model_;
   int blocks_per_sequence_ = 0;
   std::vector<int32_t> tables_;
   std::mt19937 rng_{1};
 };
+
+void PrintOps(const Measurement& m) {
+  double rest = m.time.seconds;
+  const auto line = [&](const std::string& op, int calls, double seconds) {
+    fmt::print("  {:<26} {:>4} x {:>9.3f} ms {:>6.1f} %\n", op, calls, seconds * 1e3,
+               100 * seconds / m.time.seconds);
+  };
+  for (const OpTime& op : m.time.ops) {
+    line(op.op, op.calls, op.seconds);
+    rest -= op.seconds;
+  }
+  line("between ops", 1, rest);
+}
+
+nlohmann::json OpsJson(const std::vector<OpTime>& ops) {
+  auto out = nlohmann::json::array();
+  for (const OpTime& op : ops) {
+    out.push_back({{"op", op.op}, {"calls", op.calls}, {"ms", op.seconds * 1e3}});
+  }
+  return out;
+}
 
 void Print(const std::vector<Measurement>& results, const BenchOptions& options, const Backend& backend) {
   const auto [bandwidth, gflops] = MeasureCeilings(options.device, options.threads);
@@ -188,6 +235,7 @@ void Print(const std::vector<Measurement>& results, const BenchOptions& options,
       fmt::print("{:<8} {:>5} {:>7} {:>9.2f} {:>8.0f} {:>9.1f} {:>8.1f} {:>9.1f} {:>8.1f} {:>8.1f}\n",
                  m.phase, m.sequences, m.tokens_per_step, seconds * 1e3, host_us,
                  m.tokens_per_step / seconds, gbs, rate, 100 * gbs / bandwidth, 100 * rate / gflops);
+      if (options.ops) PrintOps(m);
     }
     out["results"].push_back({{"phase", m.phase}, {"sequences", m.sequences},
                               {"tokens", m.tokens_per_step}, {"ms", seconds * 1e3},
@@ -195,6 +243,7 @@ void Print(const std::vector<Measurement>& results, const BenchOptions& options,
                               {"tokens_per_s", m.tokens_per_step / seconds}, {"GBs", gbs},
                               {"GFLOPs", rate}, {"percent_read", 100 * gbs / bandwidth},
                               {"percent_matmul", 100 * rate / gflops}});
+    if (options.ops) out["results"].back()["ops"] = OpsJson(m.time.ops);
   }
   if (options.json) fmt::print("{}\n", out.dump());
 }
@@ -223,6 +272,8 @@ int main(int argc, char** argv) {
   app.add_option("--steps", options.decode_steps, "decode steps per repeat")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--repeats", options.repeats, "the best of this many counts")->check(CLI::Range(1, 100))->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object");
+  app.add_flag("--ops", options.ops,
+               "also the time of each kind of op; steps then run op by op and are not replayed");
   CLI11_PARSE(app, argc, argv);
   hadal::ModelBench bench(options);
   if (hadal::Status status = bench.Load(); !status.ok()) {
