@@ -8,9 +8,13 @@
 namespace hadal {
 namespace {
 
-constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
-constexpr int64_t kBlocksTilePanels = 16;   // when several do
-constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
+constexpr int64_t kTileRows = 128;  // at most, of floats; twice as many of bf16
+// Weights per tile when one block takes all rows: few bytes so that all threads end together, many
+// where there are many, as the start of a tile has not been fetched before.
+constexpr int64_t kLeastTileBytes = 256 * 1024, kMostTileBytes = 2 * 1024 * 1024;
+constexpr int64_t kTilesPerThread = 64;
+// When several do: panels of a tile of the most rows. Tiles of fewer have as many sums.
+constexpr int64_t kBlocksTilePanels = 16;
 
 // How a job is cut into tiles. It may depend on anything, since no sum is split between tiles.
 struct Tiling {
@@ -22,26 +26,34 @@ struct Tiling {
   int64_t count() const { return row_tiles * panel_tiles; }
 };
 
+// Panels of a tile whose weights are read once, by so many tiles of all jobs together.
+int64_t StreamedPanels(const CpuPackedWeight& w, int64_t tiles, int jobs) {
+  const int64_t panel_bytes = std::max<int64_t>(w.panel_bytes, 1);
+  return std::clamp(w.panels * jobs / tiles, kLeastTileBytes / panel_bytes,
+                    kMostTileBytes / panel_bytes);
+}
+
 Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, int jobs) {
   const GemmShape& shape = ShapeFor(*job.w, kernels);
+  const int64_t most_rows = HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows;
   Tiling t;
-  t.row_tiles = CeilDiv(job.rows, HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows);
+  t.row_tiles = CeilDiv(job.rows, most_rows);
   t.rows = RoundUp(CeilDiv(job.rows, t.row_tiles), shape.row_unit);
   const int64_t group = GroupPanels(shape, t.rows);
   // Enough tiles to keep all threads busy to the end, each worth its start.
   const bool blocks = job.rows > shape.max_rows;
   const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
-  const int64_t most =
-      blocks ? kBlocksTilePanels : kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
-  t.panels = std::min(most, job.w->panels / wanted);
-  t.panels = std::max(t.panels / group * group, group);
-  t.panel_tiles = CeilDiv(job.w->panels, t.panels);
+  const int64_t most = blocks ? kBlocksTilePanels * most_rows / t.rows
+                              : StreamedPanels(*job.w, kTilesPerThread * threads, jobs);
+  t.panels = std::max(std::min(most, job.w->panels / wanted), group);
+  t.panel_tiles = CeilDiv(job.w->panels, t.panels / group * group);
+  t.panels = RoundUp(CeilDiv(job.w->panels, t.panel_tiles), group);
   return t;
 }
 
 GemmTile TileAt(const GemmJob& job, const Tiling& t, int64_t index) {
-  // Neighbours share panels, which then come from a cache.
-  const int64_t row = index % t.row_tiles * t.rows, panel = index / t.row_tiles * t.panels;
+  // A thread keeps its rows, which stay in its cache, while panels pass by: they are fetched ahead.
+  const int64_t row = index / t.panel_tiles * t.rows, panel = index % t.panel_tiles * t.panels;
   return {row, std::min<int64_t>(t.rows, job.rows - row), panel,
           std::min(t.panels, job.w->panels - panel)};
 }
@@ -88,6 +100,15 @@ void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const 
   store(x + w.lead, w.k - w.lead, row + at * size);
   at += w.k - w.lead;
   std::memset(row + at * size, 0, static_cast<size_t>((w.steps * 2 - at) * size));
+}
+
+void SiluGemmRow(const CpuPackedWeight& w, const float* gate_up, char* row, CpuContext& context,
+                 int thread) {
+  ScratchArena& arena = context.scratch[static_cast<size_t>(thread)];
+  ScratchArena::Scope scope(arena);
+  auto* hidden = arena.Allocate<float>(w.k);
+  SiluMulSerial(gate_up, gate_up + w.k, hidden, w.k, context.isa);
+  ConvertGemmRow(w, *context.gemm, hidden, row);
 }
 
 void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {

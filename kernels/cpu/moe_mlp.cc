@@ -52,12 +52,10 @@ void MoeMlp(const MoeMlpParams& p, CpuContext& context) {
   });
   RunGemmJobs(jobs, count, context);
 
-  context.pool->ParallelFor(p.rows, 4, [&](int64_t begin, int64_t end, int) {
+  context.pool->ParallelFor(p.rows, 4, [&](int64_t begin, int64_t end, int thread) {
     for (int64_t r = begin; r < end; ++r) {
       const ExpertRows& e = ExpertOf(experts, count, r);
-      float* gate = gate_up + r * 2 * p.width;
-      SiluMulSerial(gate, gate + p.width, gate, p.width, context.isa);
-      ConvertGemmRow(*e.w2, kernels, gate, e.hidden.row(r - e.begin));
+      SiluGemmRow(*e.w2, gate_up + r * 2 * p.width, e.hidden.row(r - e.begin), context, thread);
     }
   });
   for (int i = 0; i < count; ++i) {
