@@ -8,13 +8,9 @@
 namespace hadal {
 namespace {
 
-constexpr int64_t kTileRows = 128;  // at most, of floats; twice as many of bf16
-// Weights per tile when one block takes all rows: few bytes so that all threads end together, many
-// where there are many, as the start of a tile has not been fetched before.
-constexpr int64_t kLeastTileBytes = 256 * 1024, kMostTileBytes = 2 * 1024 * 1024;
-constexpr int64_t kTilesPerThread = 64;
-// When several do: panels of a tile of the most rows. Tiles of fewer have as many sums.
-constexpr int64_t kBlocksTilePanels = 16;
+constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
+constexpr int64_t kBlocksTilePanels = 16;   // when several do and resume their sums
+constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
 
 // How a job is cut into tiles. It may depend on anything, since no sum is split between tiles.
 struct Tiling {
@@ -26,34 +22,31 @@ struct Tiling {
   int64_t count() const { return row_tiles * panel_tiles; }
 };
 
-// Panels of a tile whose weights are read once, by so many tiles of all jobs together.
-int64_t StreamedPanels(const CpuPackedWeight& w, int64_t tiles, int jobs) {
-  const int64_t panel_bytes = std::max<int64_t>(w.panel_bytes, 1);
-  return std::clamp(w.panels * jobs / tiles, kLeastTileBytes / panel_bytes,
-                    kMostTileBytes / panel_bytes);
-}
-
+// For a share of 1 / jobs of the threads; 0: the calling thread alone.
 Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, int jobs) {
   const GemmShape& shape = ShapeFor(*job.w, kernels);
-  const int64_t most_rows = HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows;
   Tiling t;
-  t.row_tiles = CeilDiv(job.rows, most_rows);
+  t.row_tiles = CeilDiv(job.rows, HalfActivations(*job.w, kernels) ? 2 * kTileRows : kTileRows);
   t.rows = RoundUp(CeilDiv(job.rows, t.row_tiles), shape.row_unit);
   const int64_t group = GroupPanels(shape, t.rows);
   // Enough tiles to keep all threads busy to the end, each worth its start.
   const bool blocks = job.rows > shape.max_rows;
-  const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
-  const int64_t most = blocks ? kBlocksTilePanels * most_rows / t.rows
-                              : StreamedPanels(*job.w, kTilesPerThread * threads, jobs);
-  t.panels = std::max(std::min(most, job.w->panels / wanted), group);
-  t.panel_tiles = CeilDiv(job.w->panels, t.panels / group * group);
-  t.panels = RoundUp(CeilDiv(job.w->panels, t.panel_tiles), group);
+  const int64_t wanted =
+      std::max<int64_t>(CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs), 1);
+  // The first slice of a tile has not been fetched by one before: where no sums are resumed, tiles
+  // are as long as they may be.
+  const bool resumed = job.w->blocks > 0 || job.w->steps * kLine * group > shape.slice_bytes;
+  const int64_t most = blocks ? (resumed ? kBlocksTilePanels : job.w->panels)
+                              : kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
+  t.panels = std::min(most, job.w->panels / wanted);
+  t.panels = std::max(t.panels / group * group, group);
+  t.panel_tiles = CeilDiv(job.w->panels, t.panels);
   return t;
 }
 
 GemmTile TileAt(const GemmJob& job, const Tiling& t, int64_t index) {
-  // A thread keeps its rows, which stay in its cache, while panels pass by: they are fetched ahead.
-  const int64_t row = index / t.panel_tiles * t.rows, panel = index % t.panel_tiles * t.panels;
+  // Neighbours share panels, which then come from a cache.
+  const int64_t row = index % t.row_tiles * t.rows, panel = index / t.row_tiles * t.panels;
   return {row, std::min<int64_t>(t.rows, job.rows - row), panel,
           std::min(t.panels, job.w->panels - panel)};
 }
@@ -135,7 +128,10 @@ void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
 
 void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch) {
   if (job.rows == 0) return;
-  RunGemmTile(job, kernels, {0, job.rows, 0, job.w->panels}, scratch);
+  const Tiling tiling = MakeTiling(job, kernels, 0, 1);
+  for (int64_t i = 0; i < tiling.count(); ++i) {
+    RunGemmTile(job, kernels, TileAt(job, tiling, i), scratch);
+  }
 }
 
 }  // namespace hadal

@@ -38,7 +38,7 @@ struct GemmBlock {
 
 using GemmFn = void (*)(const GemmBlock& block);
 
-inline constexpr int kMaxGemmRows = 48;
+inline constexpr int kMaxGemmRows = 32;
 inline constexpr int kMaxGemmPanels = 8;
 
 // Weights that stay in the first-level cache beside a block's activations.

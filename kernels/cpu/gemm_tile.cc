@@ -127,7 +127,11 @@ class TileRunner {
                 GemmBlock* block) const {
     block->ahead_stride = w_.panel_bytes;
     block->ahead_far = !once_;
-    if (once_ && !f8_) return FetchOnTheWay(*block, block);
+    if (once_ && !f8_) {
+      block->ahead = static_cast<const char*>(block->b) + kAheadBytes / g.panels;
+      block->ahead_lines = w_.steps;
+      return;
+    }
     int64_t panel = g.panel + g.panels;
     if (panel == strip_end) {
       unit += slice_;
@@ -146,8 +150,7 @@ class TileRunner {
   }
 
   // Blocks of rows of nearly equal height, each of which takes its scale blocks in turn, while its
-  // sums stay in the first-level cache. Each call fetches its share of the lines ahead. Nobody has
-  // fetched the first slice of a tile: its first block does that on the way.
+  // sums stay in the first-level cache. Each call fetches its share of the lines ahead.
   void RunRows(const GemmBlock& slice, int64_t panel, int64_t unit, int64_t unit_end) const {
     const int64_t blocks = CeilDiv(tile_.rows, shape_.max_rows);
     const int64_t parts = f8_ ? unit_end - unit : 1;
@@ -155,7 +158,6 @@ class TileRunner {
     const auto cut = [&](int64_t i) {
       return std::min(RoundUp(tile_.rows * i / blocks, shape_.row_unit), tile_.rows);
     };
-    const int64_t cold = !f8_ && !once_ && panel == tile_.panel && unit == 0 ? 1 : 0;
     GemmBlock block = slice;
     block.first = unit == 0;
     for (int64_t call = 0; call < calls; ++call) {
@@ -163,22 +165,12 @@ class TileRunner {
       block.rows = static_cast<int>(cut(call / parts + 1) - row);
       block.a = static_cast<const char*>(slice.a) + row * slice.a_stride;
       block.c = slice.c + row * slice.c_stride;
-      const auto share = [&](int64_t i) {
-        return std::max<int64_t>(slice.ahead_lines * (i - cold) / (calls - cold), 0);
-      };
-      block.ahead = slice.ahead + share(call) * kLine;
-      block.ahead_lines = share(call + 1) - share(call);
-      block.ahead_far = slice.ahead_far;
-      if (call < cold) FetchOnTheWay(slice, &block);
+      const int64_t line = slice.ahead_lines * call / calls;
+      block.ahead = slice.ahead + line * kLine;
+      block.ahead_lines = slice.ahead_lines * (call + 1) / calls - line;
       if (f8_) TakeScaleBlock(slice, panel, unit, unit + call % parts, &block);
       fn_(block);
     }
-  }
-
-  void FetchOnTheWay(const GemmBlock& slice, GemmBlock* block) const {
-    block->ahead = static_cast<const char*>(slice.b) + kAheadBytes / slice.panels;
-    block->ahead_lines = slice.steps;
-    block->ahead_far = false;
   }
 
   // Narrows a block of rows of a slice, which begins at `unit`, to one scale block.
