@@ -83,17 +83,14 @@ StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::Open(const std::stri
 
 StatusOr<std::unique_ptr<SafetensorsFile>> SafetensorsFile::InMemory(const std::string& label,
                                                                      int64_t bytes) {
-  // Shared pages of an anonymous file survive Release().
-  const FileDescriptor fd(memfd_create("hadal", MFD_CLOEXEC));
-  if (fd.get() < 0 || ftruncate(fd.get(), bytes) != 0) {
-    return ResourceExhausted("{}: no memory for {} bytes: {}", label, bytes, std::strerror(errno));
-  }
-  void* map = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE, MAP_SHARED, fd.get(), 0);
+  void* map = mmap(nullptr, static_cast<size_t>(bytes), PROT_READ | PROT_WRITE,
+                   MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
   if (map == MAP_FAILED) {
     return ResourceExhausted("{}: no memory for {} bytes: {}", label, bytes, std::strerror(errno));
   }
   std::unique_ptr<SafetensorsFile> file(new SafetensorsFile);
   file->path_ = label;
+  file->in_memory_ = true;
   file->map_ = static_cast<const std::byte*>(map);
   file->map_bytes_ = static_cast<size_t>(bytes);
   return file;
@@ -118,7 +115,7 @@ Status SafetensorsFile::Prefetch(std::span<const std::byte> bytes) const {
 }
 
 void SafetensorsFile::Release(std::span<const std::byte> bytes) const {
-  if (!bytes.empty()) AdvisePages(bytes, MADV_DONTNEED);
+  if (!bytes.empty() && !in_memory_) AdvisePages(bytes, MADV_DONTNEED);
 }
 
 }  // namespace hadal

@@ -60,13 +60,14 @@ class SafetensorsFile {
   // Reads these bytes of data() from the disk at once. DATA_LOSS when the disk fails or another
   // process has shortened the file; reading them through data() would then be the end of this one.
   Status Prefetch(std::span<const std::byte> bytes) const;
-  // Says that these bytes will not be read again soon: their pages leave this process.
+  // Says that these bytes will not be read again soon: pages of a file leave this process.
   void Release(std::span<const std::byte> bytes) const;
 
  private:
   SafetensorsFile() = default;
   std::string path_;
   std::vector<TensorInfo> tensors_;
+  bool in_memory_ = false;
   const std::byte* map_ = nullptr;
   size_t map_bytes_ = 0;
   size_t data_offset_ = 0;

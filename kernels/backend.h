@@ -67,7 +67,7 @@ class Backend {
   // Throws std::bad_alloc, naming the bytes in the log, when memory is exhausted.
   virtual std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) = 0;
   virtual std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) = 0;
-  // Bytes that this process may still allocate when `ranks` processes of its host do the same.
+  // Bytes that this process may still allocate when `ranks` processes share its memory.
   virtual int64_t AvailableBytes(int ranks) const = 0;
 
   // In stream order. `host` may be reused on return.

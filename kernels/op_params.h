@@ -246,7 +246,7 @@ struct AddRowsParams {
   int64_t dim = 0;
 };
 
-// Row i of `from` to row i of `to`; they do not overlap.
+// Row i of `from` to row i of `to`, which is it or does not overlap it.
 struct CopyRowsParams {
   const void* from = nullptr;
   int64_t from_stride = 0;         // bytes

@@ -17,8 +17,7 @@ namespace {
 StatusOr<std::unique_ptr<Backend>> MakeCuda(const BackendOptions& options) {
   const int devices = CudaDeviceCount();
   return MakeCudaBackend({.device = devices == 0 ? 0 : options.local_rank % devices,
-                          .activation = options.weights == DType::kF32 ? DType::kF32
-                                                                       : DType::kBF16});
+                          .activation = options.activations});
 }
 #endif
 
@@ -43,6 +42,26 @@ StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
 #endif
   return InvalidArgument("backend \"{}\" is not in this binary; it has: {}", options.name,
                          fmt::join(BackendNames(), ", "));
+}
+
+StatusOr<DType> ActivationsOf(const std::string& choice, const ModelConfig& config) {
+  const bool released_dims = config.kv_lora_rank == 512 && config.qk_rope_head_dim == 64 &&
+                             config.qk_nope_head_dim == 128 && config.v_head_dim == 128;
+  if (config.dtype == DType::kF32) {
+    if (choice != "bfloat16") return DType::kF32;
+    return InvalidArgument("--activations bfloat16: this checkpoint's weights are F32, which are computed "
+                           "in float32; leave the flag out, or convert the checkpoint to bf16");
+  }
+  if (choice == "auto") return released_dims ? DType::kBF16 : DType::kF32;
+  return choice == "float32" ? DType::kF32 : DType::kBF16;
+}
+
+std::string MemoryName(const Backend& backend) {
+#ifdef HADAL_HAVE_CUDA
+  if (!OnHost(backend)) return CudaDeviceUuid(backend);
+#endif
+  (void)backend;
+  return "host";
 }
 
 bool RoundsInputsToFp8(const Backend& backend) {

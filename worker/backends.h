@@ -6,6 +6,7 @@
 
 #include "common/dtype.h"
 #include "common/layout.h"
+#include "common/model_config.h"
 #include "common/status.h"
 #include "kernels/backend.h"
 #include "worker/comm/communicator.h"
@@ -20,11 +21,24 @@ struct BackendOptions {
   std::string isa;      // cpu: "" is the best of this machine
   int threads = 0;      // cpu: 0 is every core
   int local_rank = 0;   // cuda: ranks of one host take its visible devices in turn
-  DType weights = DType::kBF16;  // of the model: F32 checkpoints are computed in F32
+  DType activations = DType::kBF16;  // cuda: see ActivationsOf(); the cpu keeps them in F32
 };
+
+// What --activations may say.
+inline const std::vector<std::string> kActivationNames = {"auto", "float32", "bfloat16"};
+
+// What a GPU keeps the activations of this model in. "auto": bf16 where its attention has kernels on
+// the tensor cores. Other dimensions take the general kernels, which multiply in FP32, so that rounding
+// what they read would gain no speed and lose digits; and F32 checkpoints stay F32. INVALID_ARGUMENT
+// where the two do not go together.
+StatusOr<DType> ActivationsOf(const std::string& choice, const ModelConfig& config);
 
 // FAILED_PRECONDITION or INVALID_ARGUMENT says what this machine lacks.
 StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options);
+
+// Names the memory that a backend allocates from, among those of one host: ranks that share it have the
+// same.
+std::string MemoryName(const Backend& backend);
 
 // Whether products of many rows by FP8 weights multiply in FP8: their inputs are rounded to e4m3, with
 // one scale per token and 128 of them, where the weight's slice has whole scale blocks.

@@ -12,6 +12,7 @@
 #include "common/dummy_checkpoint.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
+#include "worker/drawn_experts.h"
 #include "worker/model/expert_exchange.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/workspace.h"
@@ -38,20 +39,6 @@ struct Options {
   int iterations = 20;
 };
 
-// Experts of random tokens, drawn without preference.
-std::vector<int32_t> DrawExperts(const ModelConfig& config, int tokens, std::mt19937* rng) {
-  std::vector<int32_t> all(config.n_routed_experts), ids;
-  for (size_t e = 0; e < all.size(); ++e) all[e] = static_cast<int32_t>(e);
-  for (int t = 0; t < tokens; ++t) {
-    for (int64_t j = 0; j < config.n_activated_experts; ++j) {
-      std::uniform_int_distribution<size_t> later(static_cast<size_t>(j), all.size() - 1);
-      std::swap(all[static_cast<size_t>(j)], all[later(*rng)]);
-      ids.push_back(all[static_cast<size_t>(j)]);
-    }
-  }
-  return ids;
-}
-
 class ExchangeBench {
  public:
   ExchangeBench(Options options, const MpiPlace& place, CommGroup comm)
@@ -65,9 +52,10 @@ class ExchangeBench {
     config_.vocab_size = 1024;
     config_.max_seq_len = 1024;
     HADAL_RETURN_IF_ERROR(ValidateLayout(config_, layout_));
+    HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf("auto", config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .threads = 1,
                                                   .local_rank = place_.local_rank,
-                                                  .weights = config_.dtype}));
+                                                  .activations = activations}));
     HADAL_ASSIGN_OR_RETURN(comm_, ConnectBackend(comm_, *backend_, layout_, /*timeout_s=*/60));
     HADAL_ASSIGN_OR_RETURN(auto checkpoint, MakeDummyCheckpoint(config_, /*seed=*/0));
     HADAL_ASSIGN_OR_RETURN(weights_, LoadWeights(config_, layout_, /*shared=*/{}, *checkpoint, backend_.get(), nullptr));

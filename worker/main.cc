@@ -9,6 +9,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <fstream>
+#include <functional>
 #include <thread>
 
 #include "common/converted_checkpoint.h"
@@ -67,15 +68,19 @@ StatusOr<std::string> ReadSecret(const std::string& path) {
   return secret;
 }
 
-// Logs at most every two seconds while the weights are read.
-Model::Progress LoadProgress() {
-  auto last = std::make_shared<std::chrono::steady_clock::time_point>(std::chrono::steady_clock::now());
-  return [last](int64_t done, int64_t total) {
-    const auto now = std::chrono::steady_clock::now();
-    if (now - *last < std::chrono::seconds(2)) return;
-    *last = now;
-    spdlog::info("weights: {} of {} ({} %)", FormatBytes(done), FormatBytes(total),
-                 done * 100 / std::max<int64_t>(total, 1));
+using Clock = std::chrono::steady_clock;
+
+double SecondsSince(Clock::time_point start) {
+  return std::chrono::duration<double>(Clock::now() - start).count();
+}
+
+// Logs `text`(done, total) at most every two seconds.
+Model::Progress Progress(std::function<std::string(int64_t, int64_t)> text) {
+  auto last = std::make_shared<Clock::time_point>(Clock::now());
+  return [last, text = std::move(text)](int64_t done, int64_t total) {
+    if (SecondsSince(*last) < 2) return;
+    *last = Clock::now();
+    spdlog::info("{} ({} %)", text(done, total), done * 100 / std::max<int64_t>(total, 1));
   };
 }
 
@@ -97,11 +102,14 @@ class Worker {
 
   Status Run() {
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    sharers_ = RanksOfThisMemory();
+    HADAL_RETURN_IF_ERROR(Agree(PlanCache(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
     HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
     StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
     try {
+      if (options_.warm_up) WarmUp(&runner);
       if (place_.rank == 0) return Lead(&runner);
       FollowPlans(&runner, comm_.world.get());
       return OkStatus();
@@ -123,18 +131,32 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
     const int threads = options_.threads > 0 ? options_.threads
                                              : std::max(1, UsableCores() / place_.local_ranks);
+    HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf(options_.activations, config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
                                                   .threads = threads,
                                                   .local_rank = place_.local_rank,
-                                                  .weights = config_.dtype}));
+                                                  .activations = activations}));
     if (options_.max_step_tokens == 0) options_.max_step_tokens = options_.backend == "cpu" ? 512 : 4096;
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;
     capacity_.max_step_tokens = options_.max_step_tokens;
-    const int64_t available = backend_->AvailableBytes(place_.local_ranks);
+    return OkStatus();
+  }
+
+  // On this host; visible devices may differ from rank to rank.
+  int RanksOfThisMemory() {
+    const uint64_t own = std::hash<std::string>()(HostName() + "/" + MemoryName(*backend_));
+    std::vector<uint64_t> all(place_.world);
+    comm_.world->AllGather(&own, all.data(), sizeof(own));
+    return static_cast<int>(std::count(all.begin(), all.end(), own));
+  }
+
+  Status PlanCache() {
+    const int64_t available = backend_->AvailableBytes(sharers_);
     if (options_.expanded_tokens < 0) options_.expanded_tokens = ExpandedTokens(available / 8);
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
+    recorded_bytes_ = plan.recorded;
     HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
                            DecideKvBlocks(config_, plan, {options_.kv_blocks, options_.kv_memory},
                                           available));
@@ -176,13 +198,30 @@ class Worker {
   }
 
   Status LoadModel() {
-    const auto start = std::chrono::steady_clock::now();
+    const auto start = Clock::now();
+    const auto progress = Progress([](int64_t done, int64_t total) {
+      return fmt::format("weights: {} of {}", FormatBytes(done), FormatBytes(total));
+    });
     HADAL_ASSIGN_OR_RETURN(model_, Model::Load(config_, layout_, *checkpoint_, backend_.get(), comm_,
-                                               ModelConfigOptions(capacity_.kv_blocks), LoadProgress()));
+                                               ModelConfigOptions(capacity_.kv_blocks), progress));
     checkpoint_.reset();
-    spdlog::info("model loaded in {:.1f} s",
-                 std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count());
+    spdlog::info("model loaded in {:.1f} s", SecondsSince(start));
     return OkStatus();
+  }
+
+  void WarmUp(StepRunner* runner) {
+    const auto start = Clock::now();
+    const int64_t available = backend_->AvailableBytes(sharers_);
+    const int steps = runner->WarmUp(Progress([](int64_t done, int64_t total) {
+      return fmt::format("warm-up: {} of {} decode steps", done, total);
+    }));
+    if (steps == 0) return;
+    const int64_t taken = available - backend_->AvailableBytes(sharers_);
+    spdlog::info("{} decode steps recorded in {:.1f} s, {} of memory", steps, SecondsSince(start),
+                 FormatBytes(taken));
+    if (taken <= recorded_bytes_) return;
+    spdlog::warn("recorded steps take {}, {} are planned for them: a lower --max-slots records fewer",
+                 FormatBytes(taken), FormatBytes(recorded_bytes_));
   }
 
   // Serves epoch after epoch; returns only with an error that no new attempt can mend.
@@ -210,8 +249,10 @@ class Worker {
   MpiPlace place_;
   CommGroup comm_;
   Layout layout_;
+  int sharers_ = 1;  // ranks that allocate from the memory that this one does
   ModelConfig config_;
   GroupCapacity capacity_;
+  int64_t recorded_bytes_ = 0;  // planned for recorded steps
   std::string secret_;
   std::unique_ptr<Checkpoint> checkpoint_;
   std::unique_ptr<Backend> backend_;

@@ -31,6 +31,11 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
       ->capture_default_str();
   app->add_option("--cpu-isa", o->isa,
                   "instruction set of the cpu backend (default: the best of this machine)");
+  app->add_option("--activations", o->activations,
+                  "cuda: what activations are rounded to; auto is bfloat16 for models whose attention "
+                  "has the released dimensions, float32 for others and for F32 checkpoints")
+      ->check(CLI::IsMember(kActivationNames))
+      ->capture_default_str();
   app->add_option("--load-format", o->load_format,
                   "auto: the model's files; dummy: random weights, for benchmarks of a config alone")
       ->check(CLI::IsMember({"auto", "dummy"}))
@@ -54,6 +59,9 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
                   "run (one prompt at a time); 0 saves the memory, and chunks late in a long prompt "
                   "take longer (default: 4096, fewer where they took an eighth of the memory)")
       ->check(CLI::Range(0, 1 << 24));
+  app->add_flag_callback("--no-warmup", [o] { o->warm_up = false; },
+                         "cuda: joins the server at once; each shape of a decode step is then recorded "
+                         "when it first comes up, while its streams wait");
   app->add_option("--step-timeout", o->step_timeout_s,
                   "seconds after which a silent rank ends the group")
       ->check(CLI::Range(0.1, 86400.0))

@@ -14,6 +14,7 @@ struct WorkerOptions {
   std::string join_secret_file;
   std::string backend = "cpu";
   std::string isa;
+  std::string activations = "auto";
   std::string load_format = "auto";
   std::string log_level = "info";
   int tensor_parallel = 0;   // 0: all ranks / data_parallel
@@ -24,6 +25,7 @@ struct WorkerOptions {
   int32_t max_slots = 128;
   int32_t max_step_tokens = 0;   // 0: as suits the backend
   int32_t expanded_tokens = -1;  // below 0: as memory allows
+  bool warm_up = true;
   double step_timeout_s = 120;
 };
 

@@ -50,16 +50,13 @@ class CudaBackend final : public Backend {
   }
   DType activation_dtype() const override { return context_.act; }
   cudaStream_t stream() const { return stream_.stream; }
+  std::string device_uuid() const { return DeviceUuid(context_.device); }
   // cuBLASLt's block scales and the tiles of experts are for Hopper.
   bool rounds_inputs_to_fp8() const { return context_.act == DType::kBF16 && context_.arch == 90; }
 
   std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) override { return AllocateDevice(bytes); }
   std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) override { return AllocatePinned(bytes); }
-  // The host's ranks are spread evenly over its visible devices.
-  int64_t AvailableBytes(int ranks) const override {
-    const int devices = CudaDeviceCount();
-    return FreeDeviceBytes() / std::max((ranks + devices - 1) / devices, 1);
-  }
+  int64_t AvailableBytes(int ranks) const override { return FreeDeviceBytes() / ranks; }
 
   void CopyToDevice(void* device, const void* host, int64_t bytes) override {
     copies_.ToDevice(device, host, bytes);
@@ -145,6 +142,10 @@ StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& opt
 
 CUstream_st* CudaBackendStream(const Backend& backend) {
   return dynamic_cast<const CudaBackend&>(backend).stream();
+}
+
+std::string CudaDeviceUuid(const Backend& backend) {
+  return dynamic_cast<const CudaBackend&>(backend).device_uuid();
 }
 
 bool CudaRoundsInputsToFp8(const Backend& backend) {

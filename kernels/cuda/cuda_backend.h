@@ -27,6 +27,10 @@ StatusOr<std::unique_ptr<Backend>> MakeCudaBackend(const CudaBackendOptions& opt
 // comes from MakeCudaBackend and lives as long as the stream is used.
 CUstream_st* CudaBackendStream(const Backend& backend);
 
+// Names a device among those of its host, whatever CUDA_VISIBLE_DEVICES makes its number. REQUIRES: as
+// above.
+std::string CudaDeviceUuid(const Backend& backend);
+
 // Whether its products of many rows by FP8 weights round their inputs to FP8 (README.md, "Layouts").
 // REQUIRES: as above.
 bool CudaRoundsInputsToFp8(const Backend& backend);

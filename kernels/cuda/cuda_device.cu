@@ -65,4 +65,10 @@ StatusOr<std::string> OpenCudaDevice(int device, CudaContext* context) {
   return std::string(properties.name);
 }
 
+std::string DeviceUuid(int device) {
+  cudaDeviceProp properties;
+  HADAL_CUDA(cudaGetDeviceProperties(&properties, device));
+  return std::string(properties.uuid.bytes, sizeof(properties.uuid.bytes));
+}
+
 }  // namespace hadal

@@ -11,4 +11,7 @@ namespace hadal {
 // and returns its name ("NVIDIA H100 80GB HBM3"). Refusals: see MakeCudaBackend.
 StatusOr<std::string> OpenCudaDevice(int device, CudaContext* context);
 
+// Of one of the visible devices.
+std::string DeviceUuid(int device);
+
 }  // namespace hadal

@@ -37,7 +37,7 @@ void FixedExchange::Run(const MoeWeights& weights, const Tokens& tokens) {
   const int64_t choices = int64_t{tokens.count} * top_k_;
   const Communicator::Gather gathers[] = {
       {tokens.x, x_->data, tokens.count * dim_ * DTypeSize(act)},
-      {tokens.ids, ids_->data, choices * 4},
+      {tokens.ids, ids_->data, choices * 4},  // kGatheredIds
       {tokens.weights, weights_->data, choices * 4}};
   world_->AllGatherEach(gathers);
   const MlpWeights& shared = weights.shared;
@@ -57,10 +57,13 @@ void FixedExchange::Run(const MoeWeights& weights, const Tokens& tokens) {
   world_->ReduceScatterSum(partial_->data, tokens.out, tokens.count * dim_, act);
 }
 
-bool FixedExchangePays(const ModelConfig& config, const Layout& layout, const Backend& backend) {
+bool MostRanksMeetAToken(const ModelConfig& config, const Layout& layout) {
   const bool moe = config.n_dense_layers < config.n_layers;
-  return layout.data_parallel > 1 && moe && backend.replays() &&
-         2 * config.n_activated_experts >= layout.world();
+  return layout.data_parallel > 1 && moe && 2 * config.n_activated_experts >= layout.world();
+}
+
+bool FixedExchangePays(const ModelConfig& config, const Layout& layout, const Backend& backend) {
+  return backend.replays() && MostRanksMeetAToken(config, layout);
 }
 
 }  // namespace hadal

@@ -23,6 +23,9 @@ class FixedExchange {
   static int64_t Bytes(const ModelConfig& config, const Layout& layout, DType activation,
                        const ModelOptions& options);
 
+  // Which array of an AllGatherEach() the chosen experts are.
+  static constexpr size_t kGatheredIds = 1;
+
   // Of no use, and without buffers, unless options.fixed_exchange is set.
   FixedExchange(const ModelConfig& config, const Layout& layout, Backend* backend,
                 const CommGroup& comm, const ModelOptions& options);
@@ -57,7 +60,10 @@ class FixedExchange {
   std::unique_ptr<DeviceBuffer> partial_;   // [MaxRows, dim] act: what this rank adds
 };
 
-// Whether a token goes to at least half of the ranks anyway, on a backend that gains by replaying.
+// Whether D groups have experts to share and a token goes to at least half of the ranks anyway.
+bool MostRanksMeetAToken(const ModelConfig& config, const Layout& layout);
+
+// That, on a backend that gains by replaying.
 bool FixedExchangePays(const ModelConfig& config, const Layout& layout, const Backend& backend);
 
 }  // namespace hadal

@@ -41,7 +41,7 @@ struct Batch {
   std::vector<int32_t> positions;    // [tokens]
   std::vector<BatchRow> rows;        // kDecode rows first
   std::vector<int32_t> logit_tokens; // indices in tokens whose logits are wanted, ascending
-  StepBounds step;                   // looked at with ModelOptions::fixed_exchange only
+  StepBounds step;                   // at least those of this batch
 };
 
 struct ModelOptions {
@@ -61,6 +61,7 @@ struct MemoryPlan {
   int64_t weights = 0;       // packed
   int64_t kv_per_block = 0;  // all layers
   int64_t workspace = 0;     // activations and scratch for max_step_tokens, ExpandedPrompt
+  int64_t recorded = 0;      // what a backend that replays may take for the steps that it records
 };
 MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Backend& backend,
                       const ModelOptions& options);
@@ -88,6 +89,9 @@ class Model {
   // The padded shape of the prepared step, the same on every rank of the world; 0: it cannot be
   // replayed.
   virtual uint64_t replay_key() const = 0;
+  // A step of every shape with a key. A Batch of nothing but one of them is that step for nobody: it
+  // writes no cache.
+  virtual std::vector<StepBounds> replay_shapes() const = 0;
   // Rows of logits, padding included; those of the batch come first.
   virtual int logit_rows() const = 0;
 

@@ -22,6 +22,8 @@ class CostCounter {
     }
     rows_ = static_cast<double>(shape.decode_contexts.size() + shape.prefill.size());
     tokens_ = decode_tokens_ + prefill_tokens_;
+    all_tokens_ = tokens_ * layout.data_parallel;
+    fixed_exchange_ = shape.fixed_exchange;
   }
 
   StepCost Count() {
@@ -71,18 +73,22 @@ class CostCounter {
   void Experts() {
     const double experts = static_cast<double>(config_.n_routed_experts);
     const double top_k = static_cast<double>(config_.n_activated_experts);
-    const double touched = experts * (1 - std::pow(1 - top_k / experts, tokens_));
+    const double touched = experts * (1 - std::pow(1 - top_k / experts, all_tokens_));
     cost_.bytes += experts * config_.dim * 4;
     cost_.flops += 2.0 * experts * config_.dim * tokens_;
-    Mlp(config_.moe_inter_dim, touched / world_, tokens_ * top_k / world_);
-    if (config_.n_shared_experts > 0) Mlp(config_.shared_inter_dim() / parts_, 1, tokens_);
+    Mlp(config_.moe_inter_dim, touched / world_, all_tokens_ * top_k / world_);
+    if (config_.n_shared_experts == 0) return;
+    const int pieces = fixed_exchange_ ? world_ : parts_;
+    Mlp(config_.shared_inter_dim() / pieces, 1, fixed_exchange_ ? all_tokens_ : tokens_);
   }
 
   const ModelConfig& config_;
   const Backend& backend_;
   const int parts_;
   const int world_;
+  bool fixed_exchange_ = false;
   double tokens_ = 0;
+  double all_tokens_ = 0;       // of all D groups
   double rows_ = 0;
   double decode_tokens_ = 0;
   double decode_keys_ = 0;      // pairs of query and key

@@ -8,8 +8,9 @@
 
 namespace hadal {
 
-// The shape of a step of one D group.
+// The shape of a step of one D group; the others have the same.
 struct StepShape {
+  bool fixed_exchange = false;       // as in ModelOptions
   std::vector<int> decode_contexts;  // tokens that each decode row attends to, its own included
   struct Prefill {
     int start_pos = 0;

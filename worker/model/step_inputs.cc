@@ -9,6 +9,8 @@ namespace {
 // Beyond so many sequences a step is long enough that its launches do not show.
 constexpr int kMaxReplayRows = 512;
 constexpr int64_t kMinReplayContext = 512;
+// The blocks of one longer sequence are more than any device has cores: a closer bound changes nothing.
+constexpr int64_t kLongContext = 16384;
 
 int64_t Blocks(int64_t tokens) { return (tokens + kBlockSize - 1) / kBlockSize; }
 
@@ -20,15 +22,9 @@ int PaddedRows(int rows) {
   return (rows + step - 1) / step * step;
 }
 
-StepBounds BoundsOf(const Batch& batch) {
-  StepBounds bounds{.tokens = static_cast<int32_t>(batch.tokens.size()),
-                    .decodes_only = batch.logit_tokens.size() == batch.tokens.size()};
-  for (const BatchRow& row : batch.rows) {
-    bounds.context = std::max<int64_t>(bounds.context, row.start_pos + row.num_tokens);
-    bounds.decodes_only =
-        bounds.decodes_only && row.kind == RowKind::kDecode && row.num_tokens == 1;
-  }
-  return bounds;
+int64_t PaddedContext(int64_t context, int64_t max_context) {
+  const int64_t bounded = context > kLongContext ? max_context : context;
+  return std::max(kMinReplayContext, static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bounded))));
 }
 
 int ReplayTokens(const ModelOptions& options) {
@@ -37,6 +33,12 @@ int ReplayTokens(const ModelOptions& options) {
 
 int Slices(const Layout& layout, const ModelOptions& options) {
   return options.fixed_exchange ? layout.tensor_parallel : 0;
+}
+
+// What an ExpertExchange does is decided on the host and cannot be replayed.
+int MaxReplayTokens(const Layout& layout, const ModelOptions& options) {
+  const bool fixed = layout.data_parallel == 1 || options.fixed_exchange;
+  return options.replays && fixed ? ReplayTokens(options) : 0;
 }
 
 }  // namespace
@@ -59,26 +61,39 @@ int64_t StepInputs::Bytes(const Layout& layout, const ModelOptions& options, int
          Staging::Bytes<int32_t>(rows * Blocks(max_context));
 }
 
-// What an ExpertExchange does is decided on the host and cannot be replayed.
+std::vector<StepBounds> StepInputs::ReplayShapes(const Layout& layout, const ModelOptions& options,
+                                                 int64_t max_context) {
+  std::vector<StepBounds> shapes;
+  const int most = MaxReplayTokens(layout, options);
+  for (int64_t context = 0; context < max_context;) {
+    context = PaddedContext(context + 1, max_context);
+    for (int tokens = 1; tokens <= most; ++tokens) {
+      if (tokens < most && PaddedRows(tokens + 1) == PaddedRows(tokens)) continue;
+      shapes.push_back({.tokens = tokens,
+                        .context = std::min(context, max_context),
+                        .decodes_only = true});
+    }
+  }
+  return shapes;
+}
+
 StepInputs::StepInputs(Backend* backend, const Layout& layout, const ModelOptions& options,
                        int64_t max_context)
     : slices_(Slices(layout, options)),
-      max_replay_tokens_(options.replays && (layout.data_parallel == 1 || slices_ > 0)
-                             ? ReplayTokens(options)
-                             : 0),
+      max_replay_tokens_(MaxReplayTokens(layout, options)),
+      max_sequence_(max_context),
       staging_(backend, Bytes(layout, options, max_context)) {}
 
-// Where groups exchange tokens in fixed numbers, all of them take the shape of the largest.
+// All groups take the shape of the largest: where they exchange tokens in fixed numbers they have to.
 void StepInputs::ChooseShape(const Batch& batch) {
-  const StepBounds bounds = slices_ > 0 ? batch.step : BoundsOf(batch);
+  const StepBounds& bounds = batch.step;
   HADAL_CHECK(static_cast<int>(batch.tokens.size()) <= bounds.tokens);
   replay_key_ = 0;
   tokens_ = static_cast<int>(batch.tokens.size());
   logits_ = static_cast<int>(batch.logit_tokens.size());
   if (bounds.decodes_only && bounds.tokens > 0 && bounds.tokens <= max_replay_tokens_) {
     tokens_ = logits_ = PaddedRows(bounds.tokens);
-    max_context_ = std::max(kMinReplayContext,
-                            static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(bounds.context))));
+    max_context_ = PaddedContext(bounds.context, max_sequence_);
     replay_key_ = static_cast<uint64_t>(max_context_) << 16 | static_cast<uint64_t>(tokens_);
   }
   const int largest = std::max(tokens_, bounds.tokens);
@@ -128,6 +143,7 @@ void StepInputs::AddRows(const Batch& batch) {
   if (replay_key_ != 0) {
     host_rows_.resize(tokens_);
     decode_.num_rows = decode_.tokens = tokens_;
+    decode_.max_row_tokens = 1;  // also of a group without sequences, which may have some when it replays
     decode_.max_context = max_context_;
   }
   const AttentionRow* rows = nullptr;

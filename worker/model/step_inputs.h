@@ -22,6 +22,9 @@ class StepInputs {
   static int PaddedTokens(const ModelOptions& options);
   // The most slice_tokens() of a step; 0 without a fixed exchange.
   static int MaxSliceTokens(const Layout& layout, const ModelOptions& options);
+  // A step of each shape, other than key 0, that Upload() can pad one to.
+  static std::vector<StepBounds> ReplayShapes(const Layout& layout, const ModelOptions& options,
+                                              int64_t max_context);
 
   // REQUIRES: batch within the bounds.
   void Upload(const Batch& batch);
@@ -54,6 +57,7 @@ class StepInputs {
 
   const int slices_;            // ranks that share a group's tokens out for a fixed exchange; or 0
   const int max_replay_tokens_;
+  const int64_t max_sequence_;  // tokens of the longest sequence
   Staging staging_;
 
   uint64_t replay_key_ = 0;

@@ -22,6 +22,9 @@ class Transformer final : public Model {
 
   void Prepare(const Batch& batch) override;
   uint64_t replay_key() const override { return inputs_.replay_key(); }
+  std::vector<StepBounds> replay_shapes() const override {
+    return StepInputs::ReplayShapes(layout_, options_, config_.max_seq_len);
+  }
   int logit_rows() const override { return inputs_.logits(); }
   void Forward() override;
   const float* Logits(int first, int count) override;

@@ -1,6 +1,9 @@
 #include "worker/model/weight_reader.h"
 
+#include <algorithm>
+#include <atomic>
 #include <cstring>
+#include <thread>
 #include <utility>
 
 namespace hadal {
@@ -27,6 +30,18 @@ bool HasNonFinite(const std::byte* data, int64_t count, DType dtype) {
   }
   return bad != 0;
 }
+
+// Of these rows the first that HasNonFinite(); -1: none.
+int64_t FirstBadRow(const Checkpoint::Entry& entry, Range rows, Range columns) {
+  for (int64_t r = rows.begin; r < rows.end; ++r) {
+    if (HasNonFinite(entry.At(r, columns.begin), columns.size(), *entry.info.dtype)) return r;
+  }
+  return -1;
+}
+
+// What one thread checks at a time.
+constexpr int64_t kPartBytes = int64_t{1} << 20;
+constexpr unsigned kMaxThreads = 8;
 
 }  // namespace
 
@@ -60,19 +75,50 @@ DType WeightReader::MatrixDType(const std::string& name) const {
 }
 
 void WeightReader::CheckValues(const Checkpoint::Entry& entry, Range rows, Range columns) {
-  for (int64_t r = rows.begin; r < rows.end; ++r) {
-    if (!HasNonFinite(entry.At(r, columns.begin), columns.size(), *entry.info.dtype)) continue;
-    status_ = DataLoss("{}: tensor {} holds a NaN or an infinity in row {}; the file is damaged or was "
-                       "written wrongly, fetch it again",
-                       entry.file->path(), entry.info.name, r);
-    return;
+  const int64_t row = FirstBadRow(entry, rows, columns);
+  if (row < 0) return;
+  status_ = DataLoss("{}: tensor {} holds a NaN or an infinity in row {}; the file is damaged or was "
+                     "written wrongly, fetch it again",
+                     entry.file->path(), entry.info.name, row);
+}
+
+// Every weight passes here, which takes one core longer than bringing them to a device.
+void WeightReader::CheckMatrices(const std::vector<MatrixPieces>& matrices) {
+  struct Part {
+    const Checkpoint::Entry* entry;
+    Range rows;
+    Range columns;
+  };
+  std::vector<Part> parts;
+  for (const MatrixPieces& pieces : matrices) {
+    for (const MatrixPiece& piece : pieces) {
+      const Checkpoint::Entry* entry = Find(piece.name + ".weight");
+      const int64_t row_bytes = piece.columns.size() * DTypeSize(*entry->info.dtype);
+      const int64_t rows = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(row_bytes, 1));
+      for (int64_t r = piece.rows.begin; r < piece.rows.end; r += rows) {
+        parts.push_back({entry, {r, std::min(r + rows, piece.rows.end)}, piece.columns});
+      }
+    }
   }
+  std::vector<char> bad(parts.size());
+  std::atomic<size_t> next{0};
+  const auto work = [&] {
+    for (size_t i; (i = next++) < parts.size();) {
+      bad[i] = FirstBadRow(*parts[i].entry, parts[i].rows, parts[i].columns) >= 0;
+    }
+  };
+  std::vector<std::thread> others;
+  const size_t cores = std::min(kMaxThreads, std::max(1u, std::thread::hardware_concurrency()));
+  while (others.size() + 1 < std::min(cores, parts.size())) others.emplace_back(work);
+  work();
+  for (std::thread& thread : others) thread.join();
+  const auto first = std::find(bad.begin(), bad.end(), 1) - bad.begin();
+  if (first == std::ssize(bad)) return;
+  CheckValues(*parts[first].entry, parts[first].rows, parts[first].columns);
 }
 
 bool WeightReader::ToSource(const MatrixPiece& piece, WeightSource* source) {
   const Checkpoint::Entry* entry = Find(piece.name + ".weight");
-  CheckValues(*entry, piece.rows, piece.columns);
-  if (!status_.ok()) return false;
   *source = {.data = entry->At(piece.rows.begin, piece.columns.begin),
              .dtype = *entry->info.dtype,
              .n = piece.transposed ? piece.columns.size() : piece.rows.size(),
@@ -96,6 +142,8 @@ std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPieces>
     CountMatrices(matrices);
     return nullptr;
   }
+  CheckMatrices(matrices);
+  if (!status_.ok()) return nullptr;
   std::vector<StackedSource> sources(matrices.size());
   for (size_t i = 0; i < matrices.size(); ++i) {
     for (const MatrixPiece& piece : matrices[i]) {

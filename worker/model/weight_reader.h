@@ -49,6 +49,7 @@ class WeightReader {
  private:
   const Checkpoint::Entry* Find(const std::string& name);
   bool ToSource(const MatrixPiece& piece, WeightSource* source);
+  void CheckMatrices(const std::vector<MatrixPieces>& matrices);
   void CountMatrices(const std::vector<MatrixPieces>& matrices);
   // Their bytes will not be read again.
   void Release(const MatrixPieces& pieces);

@@ -16,14 +16,15 @@ constexpr int64_t kDefaultSequences = 8;
 
 StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& plan,
                                  const KvRequest& request, int64_t available) {
-  const int64_t fixed = plan.weights + plan.workspace;
+  const int64_t fixed = plan.weights + plan.recorded + plan.workspace;
   const int64_t usable = available - available / 10;
   const int64_t fitting = std::max<int64_t>((usable - fixed) / plan.kv_per_block, 0);
   if (fitting == 0) {
     return FailedPrecondition(
         "This rank needs {} for weights and {} for its workspace, but only {} is available; use more "
         "ranks or hosts, or a checkpoint in FP8.",
-        FormatBytes(plan.weights), FormatBytes(plan.workspace), FormatBytes(available));
+        FormatBytes(plan.weights), FormatBytes(plan.workspace + plan.recorded),
+        FormatBytes(available));
   }
   int64_t blocks = request.kv_blocks;
   if (blocks == 0 && request.kv_memory > 0) {
@@ -49,10 +50,13 @@ StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& pl
 
 std::string DescribeMemoryPlan(const MemoryPlan& plan, int32_t kv_blocks, int64_t available) {
   const int64_t kv = plan.kv_per_block * kv_blocks;
-  return fmt::format("weights {} + KV {} blocks x {} = {} + workspace {} = {} of {} available",
+  const std::string recorded =
+      plan.recorded == 0 ? "" : fmt::format(" + recorded steps {}", FormatBytes(plan.recorded));
+  return fmt::format("weights {} + KV {} blocks x {} = {} + workspace {}{} = {} of {} available",
                      FormatBytes(plan.weights), kv_blocks, FormatBytes(plan.kv_per_block),
-                     FormatBytes(kv), FormatBytes(plan.workspace),
-                     FormatBytes(plan.weights + kv + plan.workspace), FormatBytes(available));
+                     FormatBytes(kv), FormatBytes(plan.workspace), recorded,
+                     FormatBytes(plan.weights + kv + plan.workspace + plan.recorded),
+                     FormatBytes(available));
 }
 
 std::string FormatBytes(int64_t bytes) {

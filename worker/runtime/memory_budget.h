@@ -21,7 +21,7 @@ StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& pl
                                  const KvRequest& request, int64_t available);
 
 // "weights 588.1 MiB + KV 1024 blocks x 2.8 MiB = 2.8 GiB + workspace 40.0 MiB = 3.4 GiB of 11.2 GiB
-// available".
+// available"; with "+ recorded steps 310.0 MiB" where there are any.
 std::string DescribeMemoryPlan(const MemoryPlan& plan, int32_t kv_blocks, int64_t available);
 
 // "588.1 MiB".

@@ -55,8 +55,8 @@ bool CollectsNext(PlanChannel* channel, StepRunner* runner) {
 Status LeadEpoch(PlanChannel* channel, StepRunner* runner, HostCommunicator* world,
                  bool all_collect) {
   const int32_t vocab_limit = channel->vocab_limit();
-  runner->Reset(vocab_limit);
   Send(kResetFrame, &vocab_limit, sizeof(vocab_limit), world);
+  runner->Reset(vocab_limit);
   for (;;) {
     if (CollectsNext(channel, runner)) {
       if (all_collect) Send(kCollectFrame, nullptr, 0, world);

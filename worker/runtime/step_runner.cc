@@ -46,6 +46,7 @@ void StepRunner::Reset(int32_t vocab_limit) {
   flights_.clear();
   vocab_limit_ = std::clamp(vocab_limit, 1, static_cast<int32_t>(model_->config().vocab_size));
   slots_.Clear();
+  if (warm_ && recorded_limit_ != vocab_limit_) RecordLogits();
 }
 
 int64_t StepRunner::OutputBytes(int64_t rows) {
@@ -137,10 +138,9 @@ void StepRunner::StageUses(const GroupPlan& plan) {
 
 // Everything that RunLogits() depends on. No key of the model, whose high bits are clear.
 uint64_t StepRunner::LogitsKey() const {
-  const uint64_t shape = model_->replay_key();
-  if (shape == 0) return 0;
-  return shape | static_cast<uint64_t>(vocab_limit_) << 36 | uint64_t{any_top_} << 62 |
-         uint64_t{all_greedy_} << 63;
+  if (model_->replay_key() == 0) return 0;
+  return static_cast<uint64_t>(model_->logit_rows()) | static_cast<uint64_t>(vocab_limit_) << 16 |
+         uint64_t{1} << 61 | uint64_t{any_top_} << 62 | uint64_t{all_greedy_} << 63;
 }
 
 // Hands each run of rows with the same use to its op. One rank of a group draws and tells the others:

@@ -31,8 +31,14 @@ class StepRunner {
   StepRunner(Model* model, Backend* backend, CommGroup comm, const Layout& layout,
              const GroupCapacity& capacity);
 
+  // Runs every forward pass that the backend can repeat, once and for nobody, so that none is recorded
+  // while streams wait; later Resets do the same with what draws, when their limit is new. Every rank
+  // calls it, before the first Reset. `progress`, of steps, may be null. Returns how many there are.
+  // Throws CommError.
+  int WarmUp(const Model::Progress& progress);
+
   // A new epoch: no slot is taken, steps in flight are forgotten. Ids of vocab_limit and above are
-  // never drawn.
+  // never drawn. Every rank calls it; after WarmUp() ranks may wait for each other.
   void Reset(int32_t vocab_limit);
 
   // Starts a step. INVALID_ARGUMENT when the plan is not possible here. Throws CommError. REQUIRES:
@@ -83,6 +89,8 @@ class StepRunner {
   void StageUses(const GroupPlan& plan);
   uint64_t LogitsKey() const;
   void RunLogits();
+  void RecordLogits();
+  void AwaitAll();
   void StartResults(const StepPlan& plan, const GroupPlan& own);
   GroupResult FinishGroup(Flight* flight) const;
   Status GatherGroups(GroupResult own, StepResult* result);
@@ -99,6 +107,8 @@ class StepRunner {
   const int logit_rows_;             // of one piece
   const int max_uses_;
   int32_t vocab_limit_;
+  bool warm_ = false;                // WarmUp() was called,
+  int32_t recorded_limit_ = 0;       // and RecordLogits() with this vocab_limit_; 0: not yet
   SlotTable slots_;
   Staging staging_;
   std::unique_ptr<DeviceBuffer> outputs_;

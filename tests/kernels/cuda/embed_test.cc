@@ -107,6 +107,16 @@ TEST_CASE("rows are copied, whatever their alignment, and nothing between them")
           std::copy_n(source.begin() + r * from_stride, bytes, expected.begin() + r * to_stride);
         }
         CHECK((to.Download<uint8_t>() == expected));
+        // Onto themselves; then the first one to all.
+        cuda::CopyRows({.from = to.data(), .from_stride = to_stride, .to = to.data(),
+                        .to_stride = to_stride, .rows = rows, .bytes = bytes}, device.context);
+        CHECK((to.Download<uint8_t>() == expected));
+        cuda::CopyRows({.from = from.data(), .from_stride = 0, .to = to.data(), .to_stride = to_stride,
+                        .rows = rows, .bytes = bytes}, device.context);
+        for (int64_t r = 0; r < rows; ++r) {
+          std::copy_n(source.begin(), bytes, expected.begin() + r * to_stride);
+        }
+        CHECK((to.Download<uint8_t>() == expected));
         CHECK(to.GuardIntact());
       }
     }

@@ -84,10 +84,12 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
     auto checkpoint = OpenCheckpoint(model_dir, config_, layout(rank));
     ThrowIfError(checkpoint.status());
     const bool cuda = options_.isa == "cuda";
+    const auto activations = ActivationsOf(options_.activations, config_);
+    ThrowIfError(activations.status());
     auto backend = MakeBackend({.name = cuda ? "cuda" : "cpu",
                                 .isa = cuda ? "" : options_.isa,
                                 .threads = options_.threads,
-                                .weights = config_.dtype});
+                                .activations = *activations});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);
     if (cuda) {

@@ -32,6 +32,7 @@ struct ModelGroupOptions {
   int tensor_parallel = 1;
   int data_parallel = 1;
   std::string isa = "portable";  // of the CPU; or "cuda": every rank on device 0
+  std::string activations = "auto";  // of "cuda", see ActivationsOf()
   int threads = 1;           // of each rank
   int max_step_tokens = 0;
   int kv_blocks = 0;         // of each D group

@@ -37,6 +37,15 @@ TEST_CASE("KV blocks follow from the memory") {
   CHECK(*DecideKvBlocks(ConfigWithContext(128), plan, {.kv_memory = 9 * kMiB + 5}, 200 * kMiB) == 9);
 }
 
+TEST_CASE("recorded steps take their part of the memory, and are named where there are any") {
+  MemoryPlan plan{.weights = 100 * kMiB, .kv_per_block = kMiB, .workspace = 20 * kMiB};
+  CHECK(DescribeMemoryPlan(plan, 3, 200 * kMiB).find("recorded") == std::string::npos);
+  plan.recorded = 25 * kMiB;
+  CHECK(*DecideKvBlocks(ConfigWithContext(1 << 20), plan, {}, 200 * kMiB) == 35);
+  CHECK(DescribeMemoryPlan(plan, 3, 200 * kMiB).find("recorded steps 25.0 MiB = 148.0 MiB of 200.0 MiB") !=
+        std::string::npos);
+}
+
 TEST_CASE("what cannot fit is refused with the numbers") {
   const MemoryPlan plan{.weights = 100 * kMiB, .kv_per_block = kMiB, .workspace = 20 * kMiB};
   const auto blocks = DecideKvBlocks(ConfigWithContext(128), plan, {.kv_blocks = 61}, 200 * kMiB);

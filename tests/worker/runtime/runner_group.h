@@ -20,6 +20,7 @@ class PoisonedModel final : public Model {
 
   void Prepare(const Batch& batch) override;
   uint64_t replay_key() const override { return model_->replay_key(); }
+  std::vector<StepBounds> replay_shapes() const override { return model_->replay_shapes(); }
   int logit_rows() const override { return model_->logit_rows(); }
   void Forward() override { model_->Forward(); }
   const float* Logits(int first, int count) override;
