@@ -31,6 +31,27 @@ struct Run {
   MachineCeilings ceilings;
 };
 
+void PrintOps(const StepTime& time) {
+  double rest = time.seconds;
+  const auto line = [&](const std::string& op, int calls, double seconds) {
+    fmt::print("  {:<26} {:>4} x {:>9.3f} ms {:>6.1f} %\n", op, calls, seconds * 1e3,
+               100 * seconds / time.seconds);
+  };
+  for (const OpTime& op : time.ops) {
+    line(op.op, op.calls, op.seconds);
+    rest -= op.seconds;
+  }
+  line("between ops", 1, rest);
+}
+
+nlohmann::json OpsJson(const std::vector<OpTime>& ops) {
+  auto out = nlohmann::json::array();
+  for (const OpTime& op : ops) {
+    out.push_back({{"op", op.op}, {"calls", op.calls}, {"ms", op.seconds * 1e3}});
+  }
+  return out;
+}
+
 void PrintTable(const std::vector<Measurement>& results, const Run& run) {
   const Layout& layout = run.layout;
   fmt::print("{}\n{}\n", run.backend, run.memory);
@@ -51,6 +72,7 @@ void PrintTable(const std::vector<Measurement>& results, const Run& run) {
                m.phase, m.sequences, m.tokens_per_step, seconds * 1e3, m.time.host_seconds * 1e6, tokens,
                tokens * layout.data_parallel, gbs, rate, 100 * gbs / run.ceilings.read_gbs,
                100 * rate / run.ceilings.matmul_gflops);
+    if (!m.time.ops.empty()) PrintOps(m.time);
   }
 }
 
@@ -76,6 +98,7 @@ void PrintJson(const std::vector<Measurement>& results, const Run& run, const Be
                               {"GBs", gbs}, {"GFLOPs", rate},
                               {"percent_read", 100 * gbs / run.ceilings.read_gbs},
                               {"percent_matmul", 100 * rate / run.ceilings.matmul_gflops}});
+    if (options.ops) out["results"].back()["ops"] = OpsJson(m.time.ops);
   }
   fmt::print("{}\n", out.dump());
 }
@@ -120,6 +143,8 @@ int main(int argc, char** argv) {
   app.add_option("--steps", options.decode_steps, "decode steps per repeat")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--repeats", options.repeats, "the best of this many counts")->check(CLI::Range(1, 100))->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object");
+  app.add_flag("--ops", options.ops,
+               "also the time of each kind of op; steps then run op by op and are not replayed");
   CLI11_PARSE(app, argc, argv);
   if (const hadal::Status status = hadal::Measure(options); !status.ok()) {
     fmt::print(stderr, "hadal-model-bench: {}\n", status.message());

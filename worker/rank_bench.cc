@@ -52,6 +52,11 @@ Status RankBench::Load() {
   HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                 .threads = options_.threads,
                                                 .activations = activations}));
+  if (options_.ops) {
+    auto timed = std::make_unique<TimedBackend>(std::move(backend_));
+    timed_ = timed.get();
+    backend_ = std::move(timed);
+  }
   const int decoded = options_.decode_steps * (options_.repeats + 1);
   blocks_per_sequence_ = std::max(Largest(options_.prompts), options_.context + decoded) / kBlockSize + 1;
   const ModelOptions model_options = Sizes();
@@ -121,13 +126,28 @@ StepTime RankBench::Step(const Batch& batch) {
   return {seconds(), host};
 }
 
+// Of one step, when `steps` ran since the last call.
+std::vector<OpTime> RankBench::TakeOps(int steps) {
+  if (timed_ == nullptr) return {};
+  std::vector<OpTime> ops = timed_->TakeTimes();
+  for (OpTime& op : ops) {
+    op.calls /= steps;
+    op.seconds /= steps;
+  }
+  return ops;
+}
+
 Measurement RankBench::Prefill(int tokens, int sequences) {
   tables_.resize(sequences * blocks_per_sequence_);
   std::iota(tables_.begin(), tables_.end(), 0);
   Batch batch;
   for (int s = 0; s < sequences; ++s) Append(s, 0, tokens, RowKind::kPrefill, &batch);
   StepTime best;
-  for (int i = 0; i <= options_.repeats; ++i) best = std::min(best, Step(batch));
+  for (int i = 0; i <= options_.repeats; ++i) {
+    StepTime time = Step(batch);
+    time.ops = TakeOps(1);
+    best = std::min(best, time);
+  }
   StepShape shape;
   shape.prefill.assign(sequences, {.start_pos = 0, .num_tokens = tokens});
   return {"prefill", sequences, sequences * tokens, best, Count(std::move(shape))};
@@ -150,10 +170,11 @@ Measurement RankBench::Decode(int sequences) {
   tables_.resize(sequences * blocks_per_sequence_);
   std::iota(tables_.begin(), tables_.end(), 0);
   FillContexts(sequences);
+  TakeOps(1);
   StepTime best;
   int position = options_.context;
   for (int i = 0; i <= options_.repeats; ++i) {
-    StepTime sum{0, 0};
+    StepTime sum{.seconds = 0};
     for (int step = 0; step < options_.decode_steps; ++step, ++position) {
       Batch batch;
       for (int s = 0; s < sequences; ++s) Append(s, position, 1, RowKind::kDecode, &batch);
@@ -161,6 +182,7 @@ Measurement RankBench::Decode(int sequences) {
       sum.seconds += time.seconds / options_.decode_steps;
       sum.host_seconds += time.host_seconds / options_.decode_steps;
     }
+    sum.ops = TakeOps(options_.decode_steps);
     best = std::min(best, sum);
   }
   StepShape shape;

@@ -11,6 +11,7 @@
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
 #include "worker/simulated_ranks.h"
+#include "worker/timed_backend.h"
 
 namespace hadal {
 
@@ -29,11 +30,13 @@ struct BenchOptions {
   int decode_steps = 16;
   int repeats = 3;         // the best of
   bool json = false;
+  bool ops = false;        // a clock around each op
 };
 
 struct StepTime {
   double seconds = 1e30;
   double host_seconds = 0;  // until everything is launched; the rest of it waits for the device
+  std::vector<OpTime> ops;  // with BenchOptions::ops
   bool operator<(const StepTime& other) const { return seconds < other.seconds; }
 };
 
@@ -67,6 +70,7 @@ class RankBench {
   Status PlanMemoryOf(const ModelOptions& model_options);
   void Append(int sequence, int start, int count, RowKind kind, Batch* batch);
   StepTime Step(const Batch& batch);
+  std::vector<OpTime> TakeOps(int steps);
   Measurement Prefill(int tokens, int sequences);
   void FillContexts(int sequences);
   Measurement Decode(int sequences);
@@ -76,6 +80,7 @@ class RankBench {
   ModelConfig config_;
   Layout layout_;
   std::unique_ptr<Backend> backend_;
+  TimedBackend* timed_ = nullptr;  // backend_, with BenchOptions::ops
   std::unique_ptr<SimulatedRanks> others_;  // null: there are none
   std::unique_ptr<Model> model_;
   std::string memory_;

@@ -4,12 +4,12 @@
 #include <spdlog/spdlog.h>
 
 #include <algorithm>
-#include <cstdlib>
 #include <cstring>
 #include <new>
 
 #include "common/host_memory.h"
 #include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/large_pages.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
 
@@ -22,22 +22,22 @@ int UsableCores() {
   return std::max(CPU_COUNT(&set), 1);
 }
 
-void* AllocateAligned(int64_t bytes) {
-  void* data = nullptr;
-  if (posix_memalign(&data, 64, static_cast<size_t>(std::max<int64_t>(bytes, 1))) != 0) {
+Memory AllocateOrLog(int64_t bytes) {
+  try {
+    return AllocateMemory(bytes);
+  } catch (const std::bad_alloc&) {
     spdlog::error("out of memory: cannot allocate {} bytes", bytes);
-    throw std::bad_alloc();
+    throw;
   }
-  return data;
 }
 
 template <typename Buffer>
 struct CpuMemory : Buffer {
-  explicit CpuMemory(int64_t size) {
-    this->data = AllocateAligned(size);
+  explicit CpuMemory(int64_t size) : memory(AllocateOrLog(size)) {
+    this->data = memory.get();
     this->bytes = size;
   }
-  ~CpuMemory() override { std::free(this->data); }
+  Memory memory;
 };
 
 void Copy(void* to, const void* from, int64_t bytes) {

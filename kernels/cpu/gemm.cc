@@ -9,7 +9,7 @@ namespace hadal {
 namespace {
 
 constexpr int64_t kTileBytes = 256 * 1024;  // weights per tile when one block takes all rows
-constexpr int64_t kBlocksTilePanels = 16;   // when several do
+constexpr int64_t kBlocksTilePanels = 16;   // when several do and resume their sums
 constexpr int64_t kTileRows = 128;          // of floats, twice as many of bf16
 
 // How a job is cut into tiles. It may depend on anything, since no sum is split between tiles.
@@ -22,6 +22,7 @@ struct Tiling {
   int64_t count() const { return row_tiles * panel_tiles; }
 };
 
+// For a share of 1 / jobs of the threads; 0: the calling thread alone.
 Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, int jobs) {
   const GemmShape& shape = ShapeFor(*job.w, kernels);
   Tiling t;
@@ -30,9 +31,13 @@ Tiling MakeTiling(const GemmJob& job, const GemmKernels& kernels, int threads, i
   const int64_t group = GroupPanels(shape, t.rows);
   // Enough tiles to keep all threads busy to the end, each worth its start.
   const bool blocks = job.rows > shape.max_rows;
-  const int64_t wanted = CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs);
-  const int64_t most =
-      blocks ? kBlocksTilePanels : kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
+  const int64_t wanted =
+      std::max<int64_t>(CeilDiv(int64_t{blocks ? 16 : 4} * threads, t.row_tiles * jobs), 1);
+  // The first slice of a tile has not been fetched by one before: where no sums are resumed, tiles
+  // are as long as they may be.
+  const bool resumed = job.w->blocks > 0 || job.w->steps * kLine * group > shape.slice_bytes;
+  const int64_t most = blocks ? (resumed ? kBlocksTilePanels : job.w->panels)
+                              : kTileBytes / std::max<int64_t>(job.w->panel_bytes, 1);
   t.panels = std::min(most, job.w->panels / wanted);
   t.panels = std::max(t.panels / group * group, group);
   t.panel_tiles = CeilDiv(job.w->panels, t.panels);
@@ -90,6 +95,15 @@ void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const 
   std::memset(row + at * size, 0, static_cast<size_t>((w.steps * 2 - at) * size));
 }
 
+void SiluGemmRow(const CpuPackedWeight& w, const float* gate_up, char* row, CpuContext& context,
+                 int thread) {
+  ScratchArena& arena = context.scratch[static_cast<size_t>(thread)];
+  ScratchArena::Scope scope(arena);
+  auto* hidden = arena.Allocate<float>(w.k);
+  SiluMulSerial(gate_up, gate_up + w.k, hidden, w.k, context.isa);
+  ConvertGemmRow(w, *context.gemm, hidden, row);
+}
+
 void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
   if (count == 0) return;
   const GemmKernels& kernels = *context.gemm;
@@ -114,7 +128,10 @@ void RunGemmJobs(const GemmJob* jobs, int count, CpuContext& context) {
 
 void RunGemmSerial(const GemmJob& job, const GemmKernels& kernels, ScratchArena& scratch) {
   if (job.rows == 0) return;
-  RunGemmTile(job, kernels, {0, job.rows, 0, job.w->panels}, scratch);
+  const Tiling tiling = MakeTiling(job, kernels, 0, 1);
+  for (int64_t i = 0; i < tiling.count(); ++i) {
+    RunGemmTile(job, kernels, TileAt(job, tiling, i), scratch);
+  }
 }
 
 }  // namespace hadal

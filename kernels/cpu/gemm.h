@@ -24,6 +24,10 @@ GemmRows AllocateGemmRows(const CpuPackedWeight& w, const GemmKernels& kernels, 
 void ConvertGemmRow(const CpuPackedWeight& w, const GemmKernels& kernels, const float* x,
                     char* row);
 
+// Fills one row with silu(gate) * up; gate_up: [2 * w.k], gate first.
+void SiluGemmRow(const CpuPackedWeight& w, const float* gate_up, char* row, CpuContext& context,
+                 int thread);
+
 // y = x w^T, x as GemmRows of this weight.
 struct GemmJob {
   const CpuPackedWeight* w = nullptr;

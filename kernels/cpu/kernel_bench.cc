@@ -9,6 +9,7 @@
 #include <set>
 
 #include "kernels/cpu/cpu_isa.h"
+#include "kernels/cpu/gemm.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/probes.h"
 
@@ -76,16 +77,41 @@ void BenchMatMuls(const Setup& setup) {
   }
 }
 
+// One product of every expert, whose weights come from memory: what MoeMlp does twice.
+void BenchExpertProducts(const std::vector<const CpuPackedWeight*>& experts, int rows,
+                         const Setup& setup, const Ceilings& ceilings) {
+  const CpuPackedWeight& w = *experts[0];
+  CpuContext context(setup.pool, ceilings.isa);
+  ScratchArena arena;
+  ScratchArena::Scope scope(arena);
+  const std::vector<float> x(static_cast<size_t>(w.k), 0.5f);
+  std::vector<GemmJob> jobs;
+  for (const CpuPackedWeight* expert : experts) {
+    const GemmRows inputs = AllocateGemmRows(*expert, *context.gemm, rows, arena);
+    for (int r = 0; r < rows; ++r) ConvertGemmRow(*expert, *context.gemm, x.data(), inputs.row(r));
+    jobs.push_back({expert, inputs, rows, arena.Allocate<float>(rows * w.n), w.n});
+  }
+  const auto count = static_cast<int>(jobs.size());
+  const double seconds = BestSeconds(setup.seconds, [&] {
+    RunGemmJobs(jobs.data(), count, context);
+  });
+  Report(fmt::format("experts {} {} {} x {}x{} m={}", CpuIsaName(ceilings.isa), DTypeName(w.dtype),
+                     count, w.n, w.k, rows),
+         seconds, static_cast<double>(w.bytes) * count,
+         2.0 * static_cast<double>(w.n * w.k) * rows * count, ceilings, false);
+}
+
 void BenchMoe(DType dtype, const Setup& setup) {
   const int experts = 40;
   const int64_t dim = 2048, width = 1408;
-  std::vector<std::unique_ptr<PackedWeight>> weights;
-  std::vector<const CpuPackedWeight*> w13, w2;
-  for (int e = 0; e < experts; ++e) {
-    weights.push_back(RandomPacked(2 * width, dim, dtype, *setup.pool));
-    w13.push_back(CpuMatrices(weights.back().get())[0]);
-    weights.push_back(RandomPacked(dim, width, dtype, *setup.pool));
-    w2.push_back(CpuMatrices(weights.back().get())[0]);
+  const auto gate_up = RandomPacked(2 * width, dim, dtype, *setup.pool, experts);
+  const auto down = RandomPacked(dim, width, dtype, *setup.pool, experts);
+  const auto &w13 = CpuMatrices(gate_up.get()), &w2 = CpuMatrices(down.get());
+  for (const Ceilings& ceilings : setup.isas) {
+    for (const int rows : {16, 32, 48, 56, 96}) {
+      BenchExpertProducts(w13, rows, setup, ceilings);
+      BenchExpertProducts(w2, rows, setup, ceilings);
+    }
   }
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);

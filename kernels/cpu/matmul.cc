@@ -58,12 +58,18 @@ void Mlp(const MlpParams& p, CpuContext& context) {
   if (p.tokens == 0) return;
   ScratchArena::Scope scope(context.shared);
   float* gate_up = context.shared.Allocate<float>(p.tokens * 2 * p.width);
-  float* hidden = context.shared.Allocate<float>(p.tokens * p.width);
   MatMul({.x = p.x, .x_stride = p.w13->k, .w = p.w13, .y = gate_up, .y_stride = 2 * p.width,
           .m = p.tokens}, context);
-  SiluMul({.gate_up = gate_up, .out = hidden, .rows = p.tokens, .width = p.width}, context);
-  MatMul({.x = hidden, .x_stride = p.width, .w = p.w2, .y = p.out, .y_stride = p.w2->n,
-          .m = p.tokens}, context);
+  const CpuPackedWeight& w2 = *CpuMatrices(p.w2)[0];
+  const GemmRows rows = AllocateGemmRows(w2, *context.gemm, p.tokens, context.shared);
+  context.pool->ParallelFor(
+      p.tokens, ConvertRowsGrain(p.width), [&](int64_t begin, int64_t end, int thread) {
+        for (int64_t i = begin; i < end; ++i) {
+          SiluGemmRow(w2, gate_up + i * 2 * p.width, rows.row(i), context, thread);
+        }
+      });
+  const GemmJob job{&w2, rows, p.tokens, static_cast<float*>(p.out), w2.n};
+  RunGemmJobs(&job, 1, context);
 }
 
 void MatMulSerial(const float* x, int64_t x_stride, int m, const CpuPackedWeight& w, float* y,

@@ -41,14 +41,6 @@ struct RopeParams {
   int tokens = 0;
 };
 
-// out = silu(gate) * up.
-struct SiluMulParams {
-  const float* gate_up = nullptr;  // [rows, 2 * width]: gate, then up
-  float* out = nullptr;            // [rows, width]
-  int rows = 0;
-  int64_t width = 0;
-};
-
 // Rows sorted by local expert; the expert MLP of each row, not weighted:
 // row_out[r] = w2[e] (silu(gate) * up), gate and up from w13[e] x[row_token[r]].
 struct MoeMlpParams {
@@ -79,7 +71,6 @@ struct MoeCombineParams {
 // The parts that ops are made of.
 void Rope(const RopeParams& p, CpuContext& context);
 void StoreLatent(const MlaInputParams& p, CpuContext& context);
-void SiluMul(const SiluMulParams& p, CpuContext& context);
 void MoeMlp(const MoeMlpParams& p, CpuContext& context);
 void MoeCombine(const MoeCombineParams& p, CpuContext& context);
 

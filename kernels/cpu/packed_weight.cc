@@ -1,29 +1,14 @@
 #include "kernels/cpu/packed_weight.h"
 
-#include <sys/mman.h>
-
 #include <algorithm>
 #include <cstring>
-#include <new>
 
 #include "common/check.h"
 
 namespace hadal {
 namespace {
 
-constexpr int64_t kHugePage = 2 << 20;
-
 constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-void* AllocateWeight(int64_t bytes) {
-  void* data = nullptr;
-  const bool huge = bytes >= 4 * kHugePage;
-  const auto alignment = static_cast<size_t>(huge ? kHugePage : 64);
-  if (posix_memalign(&data, alignment, static_cast<size_t>(bytes)) != 0) throw std::bad_alloc();
-  // Only advice: with small pages the kernels read a little slower.
-  if (huge) madvise(data, static_cast<size_t>(bytes), MADV_HUGEPAGE);
-  return data;
-}
 
 // Shape of the packed form; `phase` is where in its scale block input 0 stands.
 void SetShape(CpuPackedWeight* w, int64_t n, int64_t k, DType dtype, int64_t scale_block,
@@ -105,10 +90,10 @@ void CopyScales(const CpuPackedWeight& w, const Column* columns, float* scales) 
   }
 }
 
-void PackPanel(const CpuPackedWeight& w, const std::vector<WeightSource>& sources, int64_t panel) {
+void PackPanel(const CpuPackedWeight& w, const StackedSource& sources, int64_t panel, char* data) {
   Column columns[kPanel];
   for (int c = 0; c < kPanel; ++c) columns[c] = FindColumn(sources, panel * kPanel + c);
-  char* dst = static_cast<char*>(w.memory.get()) + panel * w.panel_bytes;
+  char* dst = data + panel * w.panel_bytes;
   std::memset(dst, 0, static_cast<size_t>(w.panel_bytes));
   if (w.dtype == DType::kF32) {
     CopyInputs<float, 1>(columns, 0, w.k, 0, reinterpret_cast<float*>(dst));
@@ -132,7 +117,8 @@ int64_t Phase(const WeightSource& source) {
   return (source.transposed ? source.row_offset : source.col_offset) % source.scale_block;
 }
 
-std::unique_ptr<CpuPackedWeight> PackMatrix(const StackedSource& sources, ThreadPool& pool) {
+// Everything but where it lies.
+CpuPackedWeight Describe(const StackedSource& sources) {
   HADAL_CHECK(!sources.empty(), "nothing to pack");
   const WeightSource& first = sources.front();
   const int64_t phase = Phase(first);
@@ -143,15 +129,8 @@ std::unique_ptr<CpuPackedWeight> PackMatrix(const StackedSource& sources, Thread
                 "stacked sources differ in k, dtype or scale blocks");
     n += source.n;
   }
-  auto weight = std::make_unique<CpuPackedWeight>();
-  SetShape(weight.get(), n, first.k, first.dtype, first.scale_block, phase);
-  weight->memory.reset(AllocateWeight(weight->bytes));
-  weight->scale = reinterpret_cast<const float*>(static_cast<char*>(weight->memory.get()) +
-                                                 weight->panels * weight->panel_bytes);
-  const CpuPackedWeight& packed = *weight;
-  pool.ParallelFor(packed.panels, 4, [&](int64_t begin, int64_t end, int) {
-    for (int64_t panel = begin; panel < end; ++panel) PackPanel(packed, sources, panel);
-  });
+  CpuPackedWeight weight;
+  SetShape(&weight, n, first.k, first.dtype, first.scale_block, phase);
   return weight;
 }
 
@@ -161,19 +140,28 @@ std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<StackedSource>& ma
                                             ThreadPool& pool) {
   HADAL_CHECK(!matrices.empty(), "nothing to pack");
   auto batch = std::make_unique<CpuWeightBatch>();
-  for (const StackedSource& sources : matrices) {
-    batch->owned.push_back(PackMatrix(sources, pool));
-    const CpuPackedWeight& matrix = *batch->owned.back();
-    batch->matrices.push_back(&matrix);
-    batch->bytes += matrix.bytes;
-    HADAL_CHECK(matrix.n == batch->matrices[0]->n && matrix.k == batch->matrices[0]->k &&
-                    matrix.dtype == batch->matrices[0]->dtype,
-                "matrices of one batch differ in shape");
-  }
+  for (const StackedSource& sources : matrices) batch->owned.push_back(Describe(sources));
+  const CpuPackedWeight& first = batch->owned[0];
+  const int64_t stride = CeilDiv(first.bytes, 64) * 64;
   batch->count = static_cast<int>(matrices.size());
-  batch->n = batch->matrices[0]->n;
-  batch->k = batch->matrices[0]->k;
-  batch->dtype = batch->matrices[0]->dtype;
+  batch->n = first.n;
+  batch->k = first.k;
+  batch->dtype = first.dtype;
+  batch->bytes = first.bytes * batch->count;
+  batch->memory = AllocateMemory(stride * batch->count);
+  for (int i = 0; i < batch->count; ++i) {
+    CpuPackedWeight& w = batch->owned[static_cast<size_t>(i)];
+    HADAL_CHECK(w.n == first.n && w.k == first.k && w.dtype == first.dtype,
+                "matrices of one batch differ in shape");
+    char* data = batch->memory.get() + i * stride;
+    w.data = data;
+    w.scale = reinterpret_cast<const float*>(data + w.panels * w.panel_bytes);
+    const StackedSource& sources = matrices[static_cast<size_t>(i)];
+    pool.ParallelFor(w.panels, 4, [&](int64_t begin, int64_t end, int) {
+      for (int64_t panel = begin; panel < end; ++panel) PackPanel(w, sources, panel, data);
+    });
+    batch->matrices.push_back(&w);
+  }
   return batch;
 }
 

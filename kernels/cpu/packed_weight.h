@@ -1,11 +1,11 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
 #include <memory>
 #include <vector>
 
 #include "kernels/backend.h"
+#include "kernels/cpu/large_pages.h"
 #include "kernels/cpu/thread_pool.h"
 
 namespace hadal {
@@ -28,22 +28,17 @@ struct CpuPackedWeight : PackedWeight {
   int64_t first_steps = 0;
   int64_t block_steps = 0;
   int64_t blocks = 0;
-  const float* scale = nullptr;  // [panels][blocks][16], in `memory`
+  const float* scale = nullptr;  // [panels][blocks][16], behind the panels
+  const char* data = nullptr;    // [panels]
 
-  struct Free {
-    void operator()(void* p) const { std::free(p); }
-  };
-  std::unique_ptr<void, Free> memory;
-
-  const char* panel(int64_t i) const {
-    return static_cast<const char*>(memory.get()) + i * panel_bytes;
-  }
+  const char* panel(int64_t i) const { return data + i * panel_bytes; }
 };
 
-// What Backend::Pack() returns: matrices of one shape, each in memory of its own.
+// What Backend::Pack() returns: matrices of one shape, one behind the other.
 struct CpuWeightBatch : PackedWeight {
-  std::vector<std::unique_ptr<CpuPackedWeight>> owned;  // [count]
-  std::vector<const CpuPackedWeight*> matrices;         // [count] the same
+  Memory memory;
+  std::vector<CpuPackedWeight> owned;            // [count]
+  std::vector<const CpuPackedWeight*> matrices;  // [count] the same
 };
 
 // The matrices of an op's weight. REQUIRES: it came from this backend.

@@ -1,7 +1,6 @@
 #include "kernels/cpu/scratch.h"
 
 #include <algorithm>
-#include <new>
 
 namespace hadal {
 namespace {
@@ -21,9 +20,7 @@ int64_t ScratchArena::capacity() const {
 
 void ScratchArena::AddBlock(int64_t bytes) {
   bytes = RoundUp(std::max(bytes, kMinBlock), kAlignment);
-  auto* data = static_cast<char*>(std::aligned_alloc(kAlignment, static_cast<size_t>(bytes)));
-  if (data == nullptr) throw std::bad_alloc();
-  blocks_.push_back({.data = std::unique_ptr<char[], Free>(data), .bytes = bytes});
+  blocks_.push_back({.data = AllocateMemory(bytes), .bytes = bytes});
 }
 
 void* ScratchArena::AllocateBytes(int64_t bytes) {

@@ -1,9 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <cstdlib>
-#include <memory>
 #include <vector>
+
+#include "kernels/cpu/large_pages.h"
 
 namespace hadal {
 
@@ -36,11 +36,8 @@ class ScratchArena {
   int64_t capacity() const;  // bytes held
 
  private:
-  struct Free {
-    void operator()(char* p) const { std::free(p); }
-  };
   struct Block {
-    std::unique_ptr<char[], Free> data;
+    Memory data;
     int64_t bytes = 0;
   };
 
