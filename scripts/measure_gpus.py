@@ -9,7 +9,7 @@ T x D: T ranks share a sequence's heads, D groups have sequences of their own; e
 all. With N cards they are 1x1, Nx1 and 1xN. NVLink multicast stays off (NCCL_NVLS_ENABLE=0).
 
 sections:
-  correct      random checkpoints of all 15 shapes and types, made now from a seed that is printed:
+  correct      random checkpoints of all 17 shapes and types, made now from a seed that is printed:
                log-probabilities of the reference's prompts over gRPC. F32 is right within 1e-3; bf16 and
                FP8 with a mean error of 1.3 and a p99 of 1.5 times those of the reference's emulation.
                from_1x1 is the largest difference from one card. With --demo also 20 greedy answers:

@@ -32,7 +32,7 @@ DECODE_ATTENTION = ("MmaDecodeKernel", "WgmmaDecodeKernel", "GeneralDecodeKernel
 def profile(command, ncu):
     """Rows of (kernel, seconds, bytes read) in the order of their launches."""
     print("+", " ".join(command), file=sys.stderr, flush=True)
-    lines, kernels, last = [], 0, time.monotonic()
+    lines, begin, last = [], time.monotonic(), time.monotonic()
     with subprocess.Popen([ncu, "--csv", "--page", "raw", "--print-units", "base",
                            "--clock-control", "none", "--cache-control", "none",
                            "--kernel-name", f"regex:^(?!{'|'.join(PROBES)})",
@@ -40,14 +40,13 @@ def profile(command, ncu):
                           stdout=subprocess.PIPE, text=True) as running:
         for line in running.stdout:
             lines.append(line)
-            kernels += line.startswith("==PROF== Profiling")
             if time.monotonic() - last > 2:
                 last = time.monotonic()
-                print(f"{kernels} kernels", file=sys.stderr, flush=True)
+                print(f"{last - begin:.0f} s", file=sys.stderr, flush=True)
     start = next((i for i, line in enumerate(lines) if line.startswith('"ID"')), None)
     if running.returncode != 0 or start is None:
         sys.exit(f"measure_stages: ncu ended with {running.returncode}: {''.join(lines[-20:])}")
-    found = []
+    found = []  # (name, seconds, bytes)
     for row in csv.DictReader(lines[start:]):
         if row["ID"].isdigit():
             seconds = float(row[TIME].replace(",", "")) * 1e-9
@@ -57,8 +56,9 @@ def profile(command, ncu):
 
 def base_name(kernel):
     """cuda::FewKernel from void hadal::cuda::FewKernel<...>(...)."""
-    name = re.sub(r"^(void|static void) ", "", kernel.replace("(anonymous namespace)::", ""))
-    return re.split(r"[<(]", name, maxsplit=1)[0].split("::")[-1]
+    for unnamed in ("(anonymous namespace)::", "<unnamed>::"):
+        kernel = kernel.replace(unnamed, "")
+    return re.split(r"[<(]", kernel, maxsplit=1)[0].split("::")[-1].split()[-1]
 
 
 def steps(kernels):
@@ -90,7 +90,7 @@ def last_decodes(all_steps):
 
 
 def longest_prompt(all_steps):
-    return max((step for step in all_steps if not is_decode(step)),
+    return max((step for step in all_steps if not is_decode(step)), default=[],
                key=lambda step: sum(seconds for _, seconds, _ in step))
 
 
