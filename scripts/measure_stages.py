@@ -149,12 +149,10 @@ class Stages:
             return "rope, cache"
         if at < attention:
             return "absorbed queries" if self.decode else "keys and values up"
-        last = second_norm - 1
-        if at == last:
-            return "output"
-        if self.decode and at == last - 1 > attention:
-            return "values up"
-        return "attention"
+        if at == attention or "Merge" in names[at]:
+            return "attention"
+        first = next(i for i in range(attention + 1, second_norm) if "Merge" not in names[i])
+        return "values up" if self.decode and at == first else "output"
 
 
 def summarise(step, stages, read, products):
