@@ -63,7 +63,7 @@ def stage_chart(lines, title, path):
     axes.set_xlim(0, 100)
     axes.set_xlabel("percent of a layer of experts, kernels alone")
     axes.set_title(title, fontsize=10)
-    axes.legend(ncols=4, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.35))
+    axes.legend(ncols=4, fontsize=7, frameon=False, loc="upper center", bbox_to_anchor=(0.5, -0.18))
     save(figure, path)
 
 

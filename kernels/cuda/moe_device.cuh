@@ -29,7 +29,7 @@ __device__ __forceinline__ bf16 FromFloat<bf16>(float x) {
 
 // Within a few units in the last place, in six instructions: a division that is right for all operands
 // branches, and the values of a thread then wait for each other; exp and reciprocal that are right for
-// denormals scale their operands, which took longer than all else here.
+// denormals scale their operands.
 __device__ __forceinline__ float SiluMul(float gate, float up) {
   float exp, sigmoid;
   asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(exp) : "f"(gate * -1.4426950408889634f));
