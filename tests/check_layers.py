@@ -11,8 +11,8 @@ SUFFIXES = {".h", ".cc", ".cu", ".cuh"}
 
 # System header prefix -> where it may appear.
 RESTRICTED = {
-    "mpi.h": ["worker/comm/mpi_communicator.cc", "worker/comm/nccl_bench.cc", "worker/exchange_bench.cc",
-              "worker/main.cc"],
+    "mpi.h": ["worker/comm/mpi_communicator.cc", "worker/comm/nccl_bench.cc",
+              "worker/bench/exchange_bench.cc", "worker/main.cc"],
     "nccl.h": ["worker/comm/"],
     "cuda": ["kernels/cuda/", "worker/comm/nccl"],
     "grpc": ["server/frontend/", "server/main.cc", "server/engine/grpc_worker_group",

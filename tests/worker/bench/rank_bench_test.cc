@@ -1,6 +1,6 @@
 // One rank of a larger layout alone, beside the ranks of that layout.
 
-#include "worker/rank_bench.h"
+#include "worker/bench/rank_bench.h"
 
 #include <cmath>
 #include <map>

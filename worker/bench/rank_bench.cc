@@ -1,4 +1,4 @@
-#include "worker/rank_bench.h"
+#include "worker/bench/rank_bench.h"
 
 #include <algorithm>
 #include <chrono>

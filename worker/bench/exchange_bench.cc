@@ -12,7 +12,7 @@
 #include "common/dummy_checkpoint.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
-#include "worker/drawn_experts.h"
+#include "worker/bench/drawn_experts.h"
 #include "worker/model/expert_exchange.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/workspace.h"

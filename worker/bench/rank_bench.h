@@ -10,8 +10,8 @@
 #include "common/status.h"
 #include "worker/model/model.h"
 #include "worker/model/step_cost.h"
-#include "worker/simulated_ranks.h"
-#include "worker/timed_backend.h"
+#include "worker/bench/simulated_ranks.h"
+#include "worker/bench/timed_backend.h"
 
 namespace hadal {
 

@@ -8,7 +8,7 @@
 #include <optional>
 
 #include "worker/backends.h"
-#include "worker/rank_bench.h"
+#include "worker/bench/rank_bench.h"
 
 namespace hadal {
 namespace {

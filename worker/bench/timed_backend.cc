@@ -1,4 +1,4 @@
-#include "worker/timed_backend.h"
+#include "worker/bench/timed_backend.h"
 
 #include <fmt/format.h>
 

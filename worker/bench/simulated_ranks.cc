@@ -1,9 +1,9 @@
-#include "worker/simulated_ranks.h"
+#include "worker/bench/simulated_ranks.h"
 
 #include <algorithm>
 #include <charconv>
 
-#include "worker/drawn_experts.h"
+#include "worker/bench/drawn_experts.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/step_inputs.h"
 
