@@ -7,6 +7,18 @@
 #include "worker/model/step_inputs.h"
 
 namespace hadal {
+namespace {
+
+// Makes all `bytes` of it 0.
+void Clear(Backend* backend, DeviceBuffer* buffer, int64_t bytes) {
+  const std::vector<uint8_t> zeros(static_cast<size_t>(std::min(bytes, int64_t{1} << 20)));
+  for (int64_t done = 0; done < bytes; done += static_cast<int64_t>(zeros.size())) {
+    backend->CopyToDevice(buffer->as<uint8_t>() + done, zeros.data(),
+                          std::min(bytes - done, static_cast<int64_t>(zeros.size())));
+  }
+}
+
+}  // namespace
 
 DType CacheDType(const ModelConfig& config) {
   return config.dtype == DType::kF32 ? DType::kF32 : DType::kBF16;
@@ -48,15 +60,21 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   const int64_t q_width = heads * config.qk_head_dim();
   const bool compressed = config.q_lora_rank > 0;
   const int64_t top_k = config.n_activated_experts;
+  // Rows of padding are read but not always written. What becomes of them is nobody's in a real layout;
+  // a stand-in for other ranks puts them where those would put theirs.
+  auto make_finite = [&](Workspace::Buffer* buffer, int64_t count) {
+    make(buffer, count, act);
+    if (backend != nullptr) Clear(backend, buffer->get(), count * act);
+  };
   Workspace& w = *workspace;
   make(&w.residual, n * config.dim, sizeof(float));
-  make(&w.normed, sliced * config.dim, act);
+  make_finite(&w.normed, sliced * config.dim);
   make(&w.delta, sliced * config.dim, act);
   make(&w.attn_in, n * ((compressed ? config.q_lora_rank : q_width) + config.latent_dim()), act);
   make(&w.q_normed, n * config.q_lora_rank, act);
   make(&w.q, compressed ? n * q_width : 0, act);
   make(&w.q_latent, n * heads * config.kv_lora_rank, act);
-  make(&w.o_latent, n * heads * config.kv_lora_rank, act);
+  make_finite(&w.o_latent, n * heads * config.kv_lora_rank);
   make(&w.attn_out, n * heads * config.v_head_dim, act);
   make(&w.expert_ids, n * top_k, sizeof(int32_t));
   make(&w.expert_weights, n * top_k, sizeof(float));

@@ -2,6 +2,7 @@
 
 #include <bit>
 #include <cstdint>
+#include <cstring>
 #include <functional>
 #include <map>
 #include <memory>
@@ -15,7 +16,8 @@
 namespace hadal::testing {
 
 // A backend that says it replays. It runs every step whole, but remembers, of each key, the ops of the
-// first run with all their pointers, shapes and bounds: what a recording would repeat.
+// first run with all their pointers, shapes and bounds: what a recording would repeat. Its memory starts
+// as NaNs. `inner` computes on the host.
 class TracingBackend final : public Backend {
  public:
   explicit TracingBackend(std::unique_ptr<Backend> inner) : inner_(std::move(inner)) {}
@@ -52,7 +54,9 @@ class TracingBackend final : public Backend {
   DType activation_dtype() const override { return inner_->activation_dtype(); }
   std::unique_ptr<DeviceBuffer> Allocate(int64_t bytes) override {
     allocated_ += bytes;
-    return inner_->Allocate(bytes);
+    auto buffer = inner_->Allocate(bytes);
+    std::memset(buffer->data, 0xff, static_cast<size_t>(bytes));
+    return buffer;
   }
   std::unique_ptr<HostBuffer> AllocateHost(int64_t bytes) override {
     return inner_->AllocateHost(bytes);
