@@ -15,8 +15,6 @@
 namespace hadal {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
-
 struct Model {
   ModelConfig config;
   std::unique_ptr<Checkpoint> checkpoint;  // null: a config file alone

@@ -26,12 +26,15 @@ target_compile_definitions(hadal_compile_options INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
 target_include_directories(hadal_compile_options INTERFACE ${PROJECT_SOURCE_DIR})
 
+# Files of a library or test compiled together, where a preset asks for it, read the same headers once.
+set(CMAKE_UNITY_BUILD_BATCH_SIZE 16)
+
 if(HADAL_SANITIZE)
   add_compile_options(-fsanitize=${HADAL_SANITIZE} -fno-omit-frame-pointer -g1 -O1)
   add_link_options(-fsanitize=${HADAL_SANITIZE})
   if(HADAL_SANITIZE MATCHES "undefined")
-    # These checks double the time of compiling; a null pointer is AddressSanitizer's to find.
-    add_compile_options(-fno-sanitize=vptr,null)
+    # These checks double the time of compiling; null and wrapped pointers are AddressSanitizer's to find.
+    add_compile_options(-fno-sanitize=vptr,null,pointer-overflow)
   endif()
 endif()
 if(HADAL_STATIC)

@@ -9,7 +9,8 @@ function(hadal_lighten_sanitizer_build name)
                                 NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/"))
     set_target_properties(${name} PROPERTIES EXCLUDE_FROM_ALL TRUE)
   endif()
-  if(CMAKE_CURRENT_SOURCE_DIR MATCHES "/(proto|client|tools|tests/support)$")
+  if(CMAKE_CURRENT_SOURCE_DIR MATCHES
+     "/(proto|client|tools|server|server/frontend|server/engine|worker|tests/support)$")
     target_compile_options(${name} PRIVATE -O0)
   endif()
 endfunction()
@@ -46,7 +47,7 @@ function(hadal_test name)
   target_link_libraries(${name} PRIVATE hadal_test_main hadal_compile_options ${ARG_DEPS})
   # Optimising an instrumented test doubles the time of compiling it. Those of kernels and of the
   # model compute references, which would be slow.
-  if(HADAL_SANITIZE AND NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/(kernels|worker)")
+  if(HADAL_SANITIZE AND NOT CMAKE_CURRENT_SOURCE_DIR MATCHES "/tests/(kernels/|worker/model)")
     target_compile_options(${name} PRIVATE -O0)
   endif()
   add_test(NAME ${name} COMMAND ${name} WORKING_DIRECTORY ${PROJECT_SOURCE_DIR})

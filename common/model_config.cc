@@ -11,7 +11,6 @@ namespace hadal {
 namespace {
 using nlohmann::json;
 
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
 // Bounds what a hostile file can make the tensor inventory list; the largest released model of the
 // family has 61 x 384.
 constexpr int64_t kMaxExpertsInAllLayers = 1 << 18;

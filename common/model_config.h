@@ -14,6 +14,9 @@
 
 namespace hadal {
 
+// A larger config.json or generation_config.json is refused.
+inline constexpr uint64_t kMaxConfigBytes = 16 << 20;
+
 enum class ScoreFunc { kSoftmax, kSigmoid };
 enum class TopkMethod { kGreedy, kGroupLimitedGreedy, kNoAuxTc };
 

@@ -6,8 +6,6 @@
 namespace hadal {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
-
 // FNV-1a of 128 bits. It tells files apart; it is no protection against someone who wants two to
 // look alike.
 class Hash {

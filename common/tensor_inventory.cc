@@ -1,11 +1,10 @@
 #include "common/tensor_inventory.h"
 
 #include "common/check.h"
+#include "common/rounding.h"
 
 namespace hadal {
 namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Appends the tensors of one model in file order.
 class Inventory {

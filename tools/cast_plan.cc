@@ -7,6 +7,7 @@
 
 #include "common/atomic_file.h"
 #include "common/model_config.h"
+#include "common/rounding.h"
 #include "common/tensor_inventory.h"
 #include "common/utf8.h"
 #include "tools/config_text.h"
@@ -18,8 +19,6 @@ namespace fs = std::filesystem;
 
 constexpr std::string_view kScaleSuffix = "_scale_inv";
 constexpr const char* kIndexName = "model.safetensors.index.json";
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool IsF8(const Checkpoint::Entry& entry) { return entry.info.dtype == DType::kF8E4M3; }
 

@@ -4,12 +4,11 @@
 #include <cmath>
 #include <cstring>
 
+#include "common/rounding.h"
 #include "tools/fp8_blocks.h"
 
 namespace hadal {
 namespace {
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 template <typename T>
 T Load(const std::byte* at) {

@@ -4,14 +4,12 @@
 
 #include <cstdint>
 
+#include "common/rounding.h"
 #include "kernels/cpu/gemm.h"
 
 namespace hadal {
 
 inline constexpr int64_t kLine = 64;  // bytes of a cache line, and of a step of a panel
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t RoundUp(int64_t a, int64_t unit) { return CeilDiv(a, unit) * unit; }
 
 // Whether the kernels of this weight read activations of bf16.
 bool HalfActivations(const CpuPackedWeight& w, const GemmKernels& kernels);

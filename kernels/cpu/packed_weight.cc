@@ -4,11 +4,10 @@
 #include <cstring>
 
 #include "common/check.h"
+#include "common/rounding.h"
 
 namespace hadal {
 namespace {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Shape of the packed form; `phase` is where in its scale block input 0 stands.
 void SetShape(CpuPackedWeight* w, int64_t n, int64_t k, DType dtype, int64_t scale_block,

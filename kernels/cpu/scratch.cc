@@ -2,13 +2,13 @@
 
 #include <algorithm>
 
+#include "common/rounding.h"
+
 namespace hadal {
 namespace {
 
 constexpr int64_t kAlignment = 64;
 constexpr int64_t kMinBlock = 64 * 1024;
-
-constexpr int64_t RoundUp(int64_t x, int64_t to) { return (x + to - 1) / to * to; }
 
 }  // namespace
 

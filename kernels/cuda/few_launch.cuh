@@ -2,6 +2,7 @@
 
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/matmul_few.cuh"
 #include "kernels/cuda/matmul_few.h"
@@ -9,8 +10,6 @@
 
 // How the host starts the kernels of matmul_few.cuh.
 namespace hadal::cuda {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 inline CUtensorMap WeightMap(const CudaPackedWeight& w, int matrices, bool silu_mul, int groups) {
   const int64_t size = DTypeSize(w.dtype), row = w.stride * size, rows = w.n * matrices;

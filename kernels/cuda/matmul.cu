@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/matmul.h"
+#include "common/rounding.h"
 #include "kernels/cuda/ops.h"
 
 namespace hadal::cuda {
@@ -8,8 +9,6 @@ namespace {
 
 // Up to here reading the weights takes longer than multiplying by them.
 constexpr int kFewRows = 64;
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 const CudaPackedWeight& Packed(const PackedWeight* w) {
   return static_cast<const CudaPackedWeight&>(*w);

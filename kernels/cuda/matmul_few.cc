@@ -1,11 +1,11 @@
 #include <algorithm>
 
+#include "common/rounding.h"
+
 #include "kernels/cuda/matmul_few.h"
 
 namespace hadal::cuda {
 namespace {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 bool Fits(const Product& p) {
   const CudaPackedWeight& w = *p.w;

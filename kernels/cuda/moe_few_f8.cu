@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_few_f8.h"
 #include "kernels/cuda/moe_few_f8_fine.cuh"
@@ -8,8 +9,6 @@
 
 namespace hadal::cuda {
 namespace {
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // The same carve-out for both: an SM that has to change it cannot start one beside the other.
 void Prepare(void (*kernel)(FewF8Args)) {

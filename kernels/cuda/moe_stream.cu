@@ -1,13 +1,13 @@
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "kernels/cuda/moe_combine.h"
 #include "kernels/cuda/moe_stream.h"
 
 namespace hadal::cuda {
 namespace {
 
-int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
-int RoundUp8(int64_t n) { return CeilDiv(n, 8) * 8; }
+int RoundUp8(int64_t n) { return static_cast<int>(RoundUp(n, 8)); }
 
 // Tiles of 64 rows read weights once where experts have more than about 20 rows; tiles of 32 leave
 // room for more slots.

@@ -3,6 +3,7 @@
 #include <functional>
 #include <thread>
 
+#include "common/rounding.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/packed_weight.h"
 
@@ -12,9 +13,6 @@ namespace {
 constexpr int64_t kScaleBlock = 128;
 constexpr int64_t kRowAlign = 16;     // elements
 constexpr int64_t kScaleAlign = 256;  // bytes; where the scales start behind the elements
-
-constexpr int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-constexpr int64_t RoundUp(int64_t a, int64_t b) { return CeilDiv(a, b) * b; }
 
 // Offset of a source's first output (input) in the whole matrix that its scales describe.
 int64_t OutputOffset(const WeightSource& s) { return s.transposed ? s.col_offset : s.row_offset; }

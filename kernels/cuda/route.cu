@@ -1,5 +1,6 @@
 #include <algorithm>
 
+#include "common/rounding.h"
 #include "kernels/cuda/grouped_general.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
@@ -132,18 +133,18 @@ int64_t LogitCount(int64_t tokens, int64_t experts) {
   return std::max<int64_t>(tokens * experts, int64_t{1} << 20);
 }
 
-int CeilDiv(int64_t a, int64_t b) { return static_cast<int>((a + b - 1) / b); }
+int Tiles(int64_t n, int64_t of_tile) { return static_cast<int>(CeilDiv(n, of_tile)); }
 
 // A block per SM while k can be split for it, two where there are many tokens; no more partial sums
 // than there is room for.
 int LaunchProduct(const RouteParams& p, float* logits, CudaContext& context) {
-  const int tiles_x = CeilDiv(p.tokens, kRouteTokens), tiles_y = CeilDiv(p.experts, kRouteExperts);
-  const int all_steps = CeilDiv(p.dim, kRouteStep);
+  const int tiles_x = Tiles(p.tokens, kRouteTokens), tiles_y = Tiles(p.experts, kRouteExperts);
+  const int all_steps = Tiles(p.dim, kRouteStep);
   const int64_t room = LogitCount(p.tokens, p.experts) / (int64_t{p.tokens} * p.experts);
   const int wanted = static_cast<int>(
       std::clamp<int64_t>((tiles_x > 8 ? 2 : 1) * context.sm_count / (tiles_x * tiles_y), 1,
                           std::min<int64_t>({kMaxSplits, room, all_steps})));
-  const int steps = CeilDiv(all_steps, wanted), splits = CeilDiv(all_steps, steps);
+  const int steps = Tiles(all_steps, wanted), splits = Tiles(all_steps, steps);
   constexpr int kBytes = kRouteSlots * kRouteSlotBytes;
   static const bool once = [] {
     HADAL_CUDA(
@@ -161,7 +162,7 @@ void LaunchGeneral(const RouteParams& p, float* logits, CudaContext& context) {
   const WeightView gate{.data = p.gate, .n = p.experts, .k = p.dim, .stride = p.dim};
   GroupedGeneral({.x = p.x,
                   .x_stride = p.dim,
-                  .max_tiles = CeilDiv(p.tokens, kGeneralTileRows),
+                  .max_tiles = Tiles(p.tokens, kGeneralTileRows),
                   .rows = p.tokens,
                   .w = gate,
                   .n = p.experts,
@@ -190,7 +191,7 @@ void Route(const RouteParams& p, CudaContext& context) {
   }
   const int block_tokens = splits > 4 ? 1 : kChooseWarps;
   const int64_t scratch = block_tokens * kRouteScratch * int64_t{p.experts} * 4;
-  Launch(ChooseKernel, CeilDiv(p.tokens, block_tokens), kChooseWarps * 32, scratch, context, p,
+  Launch(ChooseKernel, Tiles(p.tokens, block_tokens), kChooseWarps * 32, scratch, context, p,
          logits, splits, block_tokens);
 }
 

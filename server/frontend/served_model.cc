@@ -9,8 +9,6 @@
 namespace hadal {
 namespace {
 
-constexpr uint64_t kMaxConfigBytes = 16 << 20;
-
 std::string NameOf(const std::string& model_dir) {
   std::error_code error;
   const std::filesystem::path path = std::filesystem::canonical(model_dir, error);

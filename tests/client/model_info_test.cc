@@ -8,11 +8,13 @@
 #include "tests/common/hf_configs.h"
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 using nlohmann::json;
 using testing::FileTensor;
+using testing::Mentions;
 using testing::SafetensorsBytes;
 using testing::TempDir;
 
@@ -60,10 +62,6 @@ json Describe(const std::string& path, int tensor_parallel, int data_parallel) {
   INFO(text.status().message());
   REQUIRE(text.ok());
   return json::parse(*text);
-}
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
 }
 
 TEST_CASE("a config file alone: V3's published numbers") {

@@ -4,17 +4,15 @@
 #include "tests/common/odd_config.h"
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 using testing::FileTensor;
+using testing::Mentions;
 using testing::OddConfig;
 using testing::SafetensorsBytes;
 using testing::TempDir;
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
-}
 
 std::vector<FileTensor> FilesOf(const ModelConfig& config) {
   std::vector<FileTensor> out;

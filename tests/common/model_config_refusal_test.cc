@@ -3,23 +3,16 @@
 
 #include "common/model_config.h"
 #include "tests/common/hf_configs.h"
+#include "tests/common/parsed_config.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 using nlohmann::json;
 using testing::HfConfig;
-
-std::string Refusal(const json& config) {
-  const auto parsed = ParseModelConfig(config, nullptr);
-  REQUIRE_FALSE(parsed.ok());
-  CHECK(parsed.status().code() == StatusCode::kInvalidArgument);
-  return parsed.status().message();
-}
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
-}
+using testing::Mentions;
+using testing::Refusal;
 
 TEST_CASE("other architectures are refused by name") {
   json config = HfConfig("v3");

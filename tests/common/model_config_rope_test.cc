@@ -3,18 +3,14 @@
 
 #include "common/model_config.h"
 #include "tests/common/hf_configs.h"
+#include "tests/common/parsed_config.h"
 #include "tests/support/catch.h"
 
 namespace hadal {
 namespace {
 using nlohmann::json;
-
-ModelConfig Parsed(const json& config) {
-  const auto parsed = ParseModelConfig(config, nullptr);
-  REQUIRE(parsed.ok());
-  return *parsed;
-}
-ModelConfig Released(const std::string& name) { return Parsed(testing::HfConfig(name)); }
+using testing::ParsedConfig;
+using testing::Released;
 
 TEST_CASE("rotation speeds and softmax scale") {
   const std::vector<double> appendix = {1,
@@ -67,14 +63,14 @@ TEST_CASE("rotation speeds and softmax scale") {
 
   // Kimi-K2: beta 1/1 makes a step between pairs 19 and 20.
   json config = testing::HfConfig("kimi_k2");
-  const ModelConfig kimi = Parsed(config);
+  const ModelConfig kimi = ParsedConfig(config);
   CHECK(kimi.SoftmaxScale() == Approx(0.1308608).epsilon(1e-6));
   CHECK(kimi.RopeFrequencies()[19] == Approx(std::pow(5e4, -38.0 / 64)).epsilon(1e-6));
   CHECK(kimi.RopeFrequencies()[20] == Approx(std::pow(5e4, -40.0 / 64) / 32).epsilon(1e-6));
   config["rope_scaling"]["factor"] = 64;
-  CHECK(Parsed(config).SoftmaxScale() == Approx(0.1446796).epsilon(1e-6));
+  CHECK(ParsedConfig(config).SoftmaxScale() == Approx(0.1446796).epsilon(1e-6));
   config["rope_scaling"]["factor"] = 1;
-  CHECK_FALSE(Parsed(config).yarn);
+  CHECK_FALSE(ParsedConfig(config).yarn);
 }
 
 }  // namespace

@@ -5,22 +5,19 @@
 
 #include "common/file.h"
 #include "tests/common/hf_configs.h"
+#include "tests/common/parsed_config.h"
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 using nlohmann::json;
 using testing::HfConfig;
+using testing::Mentions;
+using testing::Refusal;
 
 StatusOr<ModelConfig> Parse(const json& config) { return ParseModelConfig(config, nullptr); }
-
-std::string Refusal(const json& config) {
-  const auto parsed = Parse(config);
-  REQUIRE_FALSE(parsed.ok());
-  CHECK(parsed.status().code() == StatusCode::kInvalidArgument);
-  return parsed.status().message();
-}
 
 ModelConfig Reference(const std::string& name) {
   auto file = ReadJsonFile("configs/config_" + name + ".json", 1 << 20);
@@ -29,10 +26,6 @@ ModelConfig Reference(const std::string& name) {
   INFO(parsed.status().message());
   REQUIRE(parsed.ok());
   return *parsed;
-}
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
 }
 
 // The table of sizes of the four released models, in the order of the columns below.

@@ -7,17 +7,15 @@
 
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 #include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
 using testing::FileTensor;
+using testing::Mentions;
 using testing::SafetensorsBytes;
 using testing::TempDir;
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
-}
 
 TEST_CASE("a header's tensors") {
   const auto tensors = ParseSafetensorsHeader(

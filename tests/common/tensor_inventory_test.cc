@@ -6,27 +6,21 @@
 
 #include "tests/common/hf_configs.h"
 #include "tests/common/odd_config.h"
+#include "tests/common/parsed_config.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 using testing::HfConfig;
+using testing::Mentions;
 using testing::OddConfig;
-
-ModelConfig Released(const std::string& name) {
-  const auto parsed = ParseModelConfig(HfConfig(name), nullptr);
-  REQUIRE(parsed.ok());
-  return *parsed;
-}
+using testing::Released;
 
 std::map<std::string, ExpectedTensor> ByName(const ModelConfig& config) {
   std::map<std::string, ExpectedTensor> out;
   for (ExpectedTensor& tensor : ExpectedTensors(config)) out.emplace(tensor.name, tensor);
   return out;
-}
-
-bool Mentions(const std::string& text, const std::string& word) {
-  return text.find(word) != std::string::npos;
 }
 
 TEST_CASE("V3's tensors: names, shapes and numbers of the published checkpoint") {

@@ -1,9 +1,9 @@
-#include <cstring>
 #include <random>
 
 #include "kernels/cpu/cpu_isa.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
+#include "tests/kernels/cpu/bits.h"
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -13,10 +13,7 @@ namespace {
 
 using testing::RandomFloats;
 using testing::RandomWeight;
-
-bool SameBits(const float* a, const float* b, int64_t n) {
-  return std::memcmp(a, b, static_cast<size_t>(n) * sizeof(float)) == 0;
-}
+using testing::SameBits;
 
 TEST_CASE("a matmul row has the same bits alone, in any batch, at any place, on any thread count") {
   std::mt19937_64 rng(testing::RandomSeed());

@@ -9,12 +9,14 @@
 #include "tests/server/engine/raw_worker.h"
 #include "tests/server/engine/worker_server.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 #include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
 
 using testing::MakeHello;
+using testing::Mentions;
 using testing::RandomPlans;
 using testing::RawWorker;
 using testing::WorkerServer;
@@ -28,10 +30,6 @@ v1::WorkerMessage ResultMessage(const StepResult& result) {
 StatusOr<StepPlan> Decode(const v1::ServerMessage& message) {
   const std::string& bytes = message.plan();
   return DecodeStepPlan({reinterpret_cast<const uint8_t*>(bytes.data()), bytes.size()});
-}
-
-bool Contains(const grpc::Status& status, const std::string& text) {
-  return status.error_message().find(text) != std::string::npos;
 }
 
 }  // namespace
@@ -115,7 +113,7 @@ TEST_CASE("a failure is the reason of the loss") {
   failure.set_failure("rank 3 on host-b: out of memory");
   REQUIRE(worker.Write(failure));
   CHECK(!worker.Read().has_value());
-  CHECK(Contains(worker.Finish(), "rank 3 on host-b: out of memory"));
+  CHECK(Mentions(worker.Finish().error_message(), "rank 3 on host-b: out of memory"));
   const auto losses = fixture.engine.WaitForLosses(1);
   REQUIRE(losses.size() == 1);
   CHECK(losses[0].second.message().find("rank 3 on host-b: out of memory") != std::string::npos);

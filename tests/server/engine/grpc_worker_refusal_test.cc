@@ -6,11 +6,13 @@
 #include "tests/server/engine/raw_worker.h"
 #include "tests/server/engine/worker_server.h"
 #include "tests/support/catch.h"
+#include "tests/support/mentions.h"
 
 namespace hadal {
 namespace {
 
 using testing::MakeHello;
+using testing::Mentions;
 using testing::RawWorker;
 using testing::WorkerServer;
 
@@ -30,10 +32,6 @@ grpc::Status Refusal(const WorkerServer& fixture, Change change) {
   return Refusal(fixture, hello.SerializeAsString());
 }
 
-bool Contains(const grpc::Status& status, const std::string& text) {
-  return status.error_message().find(text) != std::string::npos;
-}
-
 }  // namespace
 
 TEST_CASE("the first message decides who may join") {
@@ -43,22 +41,22 @@ TEST_CASE("the first message decides who may join") {
       const grpc::Status status =
           Refusal(fixture, [&](v1::Hello* hello) { hello->set_join_secret(secret); });
       CHECK(status.error_code() == grpc::PERMISSION_DENIED);
-      CHECK(Contains(status, "--join-secret-file"));
-      CHECK(!Contains(status, "sesame"));
+      CHECK(Mentions(status.error_message(), "--join-secret-file"));
+      CHECK(!Mentions(status.error_message(), "sesame"));
     }
   }
   SECTION("another model") {
     const grpc::Status status =
         Refusal(fixture, [](v1::Hello* hello) { hello->set_fingerprint("model-2\n\x01"); });
     CHECK(status.error_code() == grpc::FAILED_PRECONDITION);
-    CHECK(Contains(status, "different model directories"));
-    CHECK(Contains(status, "model-2??"));
+    CHECK(Mentions(status.error_message(), "different model directories"));
+    CHECK(Mentions(status.error_message(), "model-2??"));
   }
   SECTION("another version of the protocol") {
     const grpc::Status status = Refusal(
         fixture, [](v1::Hello* hello) { hello->set_protocol_version(kWorkerProtocolVersion + 1); });
     CHECK(status.error_code() == grpc::FAILED_PRECONDITION);
-    CHECK(Contains(status, "one build"));
+    CHECK(Mentions(status.error_message(), "one build"));
   }
   SECTION("no Hello, or bytes that are no message") {
     v1::WorkerMessage failure;
@@ -67,7 +65,7 @@ TEST_CASE("the first message decides who may join") {
                                      std::string("\x0a\x7fgarbage"), std::string(300, '\xff')}) {
       const grpc::Status status = Refusal(fixture, bytes);
       CHECK(status.error_code() == grpc::INVALID_ARGUMENT);
-      CHECK(Contains(status, "must begin with hello"));
+      CHECK(Mentions(status.error_message(), "must begin with hello"));
     }
   }
   SECTION("the engine shuts down") {
@@ -138,7 +136,7 @@ TEST_CASE("a second group is told to try again, and may once the first has left"
   REQUIRE(first->Read().has_value());
   const grpc::Status status = Refusal(fixture, [](v1::Hello*) {});
   CHECK(status.error_code() == grpc::ABORTED);
-  CHECK(Contains(status, "joined already"));
+  CHECK(Mentions(status.error_message(), "joined already"));
   CHECK(fixture.engine.WaitForLosses(0).empty());
 
   first.reset();

@@ -2,21 +2,16 @@
 
 #include <algorithm>
 #include <map>
-#include <numeric>
 #include <random>
 #include <vector>
 
+#include "tests/server/kv/tokens.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
-
-std::vector<int32_t> Tokens(int32_t first, size_t count) {
-  std::vector<int32_t> tokens(count);
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
+using testing::Tokens;
 
 // Blocks for a prompt as a scheduler takes them, published.
 std::vector<int32_t> Serve(KvCache* cache, const std::vector<int32_t>& prompt) {

@@ -1,18 +1,13 @@
 #include "server/kv/prefix_cache.h"
 
-#include <numeric>
 #include <vector>
 
+#include "tests/server/kv/tokens.h"
 #include "tests/support/catch.h"
 
 namespace hadal {
 namespace {
-
-std::vector<int32_t> Tokens(int32_t first, size_t count) {
-  std::vector<int32_t> tokens(count);
-  std::iota(tokens.begin(), tokens.end(), first);
-  return tokens;
-}
+using testing::Tokens;
 
 std::vector<int32_t> Concat(std::vector<int32_t> a, const std::vector<int32_t>& b) {
   a.insert(a.end(), b.begin(), b.end());

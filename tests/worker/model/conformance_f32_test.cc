@@ -16,7 +16,6 @@ namespace hadal::testing {
 namespace {
 
 constexpr double kTolerance = 1e-3;
-constexpr int kMaxStepTokens = 512;
 
 struct F32Case {
   explicit F32Case(const std::string& shape) : F32Case(CasesDirectory("HADAL_CASES"), shape) {}

@@ -21,7 +21,6 @@ namespace {
 constexpr double kMeanRatio = 1.3;
 constexpr double kP99Ratio = 1.5;
 constexpr size_t kMinPositions = 2000;
-constexpr int kMaxStepTokens = 512;
 
 struct ErrorSummary {
   double mean = 0;

@@ -9,6 +9,9 @@
 
 namespace hadal::testing {
 
+// Of every conformance case.
+inline constexpr int kMaxStepTokens = 512;
+
 // A way to run the same sequences: cut and batched differently, same results.
 struct StepScheme {
   std::string name;

@@ -19,7 +19,7 @@ namespace {
 using testing::TestServer;
 using Stream = grpc::ServerReaderWriter<v1::ServerMessage, v1::WorkerMessage>;
 
-const GroupCapacity kCapacity{
+const GroupCapacity kSmallest{
     .fingerprint = "model", .kv_blocks = 1, .max_slots = 1, .max_step_tokens = 1};
 
 // Answers the calls with these, one after the other.
@@ -65,7 +65,7 @@ StatusOr<std::unique_ptr<PlanChannel>> JoinScripted(std::vector<ScriptedService:
                                                     std::unique_ptr<TestServer>* server) {
   spdlog::set_level(spdlog::level::off);
   *server = std::make_unique<TestServer>(std::make_unique<ScriptedService>(std::move(scripts)));
-  return JoinServer((*server)->address(), kCapacity, "");
+  return JoinServer((*server)->address(), kSmallest, "");
 }
 
 // Welcomes everybody, then sends bytes that are no message.
@@ -159,7 +159,7 @@ TEST_CASE("bytes that are no message end the stream") {
   builder.RegisterCallbackGenericService(&service);
   builder.AddListeningPort("127.0.0.1:0", grpc::InsecureServerCredentials(), &port);
   const auto server = builder.BuildAndStart();
-  const auto channel = JoinServer("127.0.0.1:" + std::to_string(port), kCapacity, "");
+  const auto channel = JoinServer("127.0.0.1:" + std::to_string(port), kSmallest, "");
   REQUIRE(channel.ok());
   CHECK(!(*channel)->NextPlan().has_value());
   CHECK(!(*channel)->status().ok());
@@ -167,7 +167,7 @@ TEST_CASE("bytes that are no message end the stream") {
 
 TEST_CASE("the public port of the server is named as the mistake it is") {
   const TestServer server(std::make_unique<v1::ModelService::Service>());
-  const auto channel = JoinServer(server.address(), kCapacity, "");
+  const auto channel = JoinServer(server.address(), kSmallest, "");
   CHECK(channel.status().code() == StatusCode::kFailedPrecondition);
   CHECK(channel.status().message().find("--worker-listen") != std::string::npos);
 }

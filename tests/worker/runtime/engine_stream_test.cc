@@ -19,7 +19,7 @@
 namespace hadal {
 namespace {
 
-const GroupCapacity kCapacity{.fingerprint = "toy",
+const GroupCapacity kToyCapacity{.fingerprint = "toy",
                               .data_parallel = 2,
                               .kv_blocks = 12,
                               .max_slots = 5,
@@ -65,7 +65,7 @@ class Workers {
     for (;;) {
       joining_ = true;
       if (leaving_) break;
-      const auto channel = JoinServer(address_, kCapacity, "");
+      const auto channel = JoinServer(address_, kToyCapacity, "");
       joining_ = false;
       RunGroup(channel.value().get());
     }
@@ -74,7 +74,7 @@ class Workers {
 
   void RunGroup(PlanChannel* channel) {
     const int life = ++groups_ <= 20 ? static_cast<int>(random_() % 60) : INT32_MAX;
-    testing::PlanExecutor executor(kCapacity, channel->epoch());
+    testing::PlanExecutor executor(kToyCapacity, channel->epoch());
     for (int steps = 0; steps < life; ++steps) {
       const std::optional<std::string> bytes = channel->NextPlan();
       if (!bytes) return;

@@ -17,8 +17,8 @@ namespace hadal::testing {
 namespace {
 
 constexpr int kSlots = 21;
-constexpr int kBlocks = 5;
-constexpr int kMaxStepTokens = 80;
+constexpr int kWarmBlocks = 5;
+constexpr int kWarmTokens = 80;
 
 // All ranks of a layout, with random weights and one StepRunner each, on backends that trace.
 class TracedGroup {
@@ -26,9 +26,9 @@ class TracedGroup {
   TracedGroup(int tensor_parallel, int data_parallel, int64_t max_seq_len)
       : capacity_{.tensor_parallel = tensor_parallel,
                   .data_parallel = data_parallel,
-                  .kv_blocks = kBlocks,
+                  .kv_blocks = kWarmBlocks,
                   .max_slots = kSlots,
-                  .max_step_tokens = kMaxStepTokens},
+                  .max_step_tokens = kWarmTokens},
         config_(TinyConfig(DType::kF32)),
         ranks_(tensor_parallel * data_parallel) {
     config_.max_seq_len = max_seq_len;
@@ -78,8 +78,8 @@ class TracedGroup {
     const auto checkpoint = MakeDummyCheckpoint(config_, 3);
     rank.model = std::move(*Model::Load(
         config_, layout, **checkpoint, rank.backend.get(), comms_[index],
-        {.kv_blocks = kBlocks,
-         .max_step_tokens = kMaxStepTokens,
+        {.kv_blocks = kWarmBlocks,
+         .max_step_tokens = kWarmTokens,
          .max_rows = kSlots,
          .max_step_logits = StepRunner::LogitRows(*rank.backend, kSlots),
          .replays = true,
@@ -123,7 +123,7 @@ class DecodePlans {
       const int64_t length = slot == rows - 1 ? context : 1 + Below(context);
       plan.enters.push_back({slot, slot == 0 || Below(2) == 0 ? sampling : SamplingParams{}});
       BlockTableDelta table{.slot = slot, .first_index = 0, .blocks = {}};
-      for (int64_t at = 0; at < length; at += kBlockSize) table.blocks.push_back(Below(kBlocks));
+      for (int64_t at = 0; at < length; at += kBlockSize) table.blocks.push_back(Below(kWarmBlocks));
       plan.block_tables.push_back(table);
       plan.rows.push_back({.slot = slot, .start_pos = static_cast<int32_t>(length - 1),
                            .num_tokens = 1, .kind = RowKind::kDecode, .sample = true});
