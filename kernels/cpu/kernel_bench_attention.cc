@@ -63,7 +63,8 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
   }
 }
 
-void BenchPrefill(int start, int tokens, const Setup& setup) {
+// kept: keys and values before `start` are there, as in the later chunks of a prompt.
+void BenchPrefill(int start, int tokens, bool kept, const Setup& setup) {
   const Cache cache(1, start + tokens);
   const auto w_uk = RandomPacked(kNope, kLatent, DType::kBF16, *setup.pool, kHeads);
   const auto w_uv = RandomPacked(kV, kLatent, DType::kBF16, *setup.pool, kHeads);
@@ -71,8 +72,13 @@ void BenchPrefill(int start, int tokens, const Setup& setup) {
   std::vector<float> out(static_cast<size_t>(tokens) * kHeads * kV);
   const AttentionRow row{0, tokens, start, 0};
   // Pairs of a query and a key that it sees, and the keys that are made.
+  const int filled = kept ? start / kBlockSize : 0;
+  const auto tile_floats = static_cast<size_t>(ExpandedTileFloats(kNope + kRope, kV));
+  std::vector<float> expanded(static_cast<size_t>(kHeads * filled) * tile_floats, 0.01f);
   const double keys = start + tokens, pairs = tokens * (start + (tokens + 1) / 2.0);
-  const double make = keys * kHeads * kLatent * (kNope + kV) * 2;
+  const double made = keys - filled * kBlockSize;
+  const double read = made * (kLatent + kRope) * 2 + static_cast<double>(expanded.size()) * 4;
+  const double make = made * kHeads * kLatent * (kNope + kV) * 2;
   const double attend = pairs * kHeads * (kNope + kRope + kV) * 2;
   for (const Ceilings& ceilings : setup.isas) {
     CpuContext op(setup.pool, ceilings.isa);
@@ -82,11 +88,13 @@ void BenchPrefill(int start, int tokens, const Setup& setup) {
                            .block_tables = cache.tables.data(), .tokens = tokens},
                   .cache = cache.data.data(), .w_uk = w_uk.get(), .w_uv = w_uv.get(),
                   .heads = kHeads, .latent_rank = kLatent, .nope_dim = kNope, .rope_dim = kRope,
-                  .v_dim = kV, .scale = 0.1f}, op);
+                  .v_dim = kV, .scale = 0.1f,
+                  .expanded = {.row = kept ? 0 : -1, .data = expanded.data(), .tiles = filled,
+                               .filled = filled}}, op);
     });
     Report(fmt::format("prefill {} {} + {} ({:.0f} % up-projection)", CpuIsaName(ceilings.isa),
                        start, tokens, 100 * make / (make + attend)),
-           seconds, keys * (kLatent + kRope) * 2, make + attend, ceilings,
+           seconds, read, make + attend, ceilings,
            !op.gemm->bf16_attention);
   }
 }
@@ -100,9 +108,11 @@ void BenchDecodeAttention(const Setup& setup) {
 }
 
 void BenchPrefillAttention(const Setup& setup) {
-  BenchPrefill(0, 512, setup);
-  BenchPrefill(3584, 512, setup);
-  BenchPrefill(4000, 64, setup);
+  BenchPrefill(0, 512, false, setup);
+  BenchPrefill(3584, 512, false, setup);
+  BenchPrefill(4000, 64, false, setup);
+  BenchPrefill(4000, 64, true, setup);
+  BenchPrefill(4000, 8, true, setup);
 }
 
 }  // namespace hadal::bench
