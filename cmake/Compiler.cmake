@@ -33,8 +33,8 @@ if(HADAL_SANITIZE)
   add_compile_options(-fsanitize=${HADAL_SANITIZE} -fno-omit-frame-pointer -g1 -O1)
   add_link_options(-fsanitize=${HADAL_SANITIZE})
   if(HADAL_SANITIZE MATCHES "undefined")
-    # These checks double the time of compiling; null and wrapped pointers are AddressSanitizer's to find.
-    add_compile_options(-fno-sanitize=vptr,null,pointer-overflow)
+    # These checks double the time of compiling; a null pointer is AddressSanitizer's to find.
+    add_compile_options(-fno-sanitize=vptr,null)
   endif()
 endif()
 if(HADAL_STATIC)
