@@ -4,6 +4,7 @@
 
 #include "common/rounding.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul_few.cuh"
 #include "kernels/cuda/matmul_few.h"
 #include "kernels/cuda/tensor_map.h"
@@ -69,26 +70,13 @@ void LaunchTile(const Product& p, const FewPlan& plan, CudaContext& context) {
   const auto batch = static_cast<unsigned>(p.matrices * a.token_blocks);
   constexpr int64_t kFetchBytes = 16 << 20;
   const int64_t blocks = int64_t{tiles} * batch * plan.splits;
-  a.ahead = static_cast<int>(std::min<int64_t>(a.split_steps - a.stages,
-                                               kFetchBytes / (blocks * Tile::kWeightBytes)));
+  a.ahead = static_cast<int>(
+      std::min<int64_t>(a.split_steps - a.stages, kFetchBytes / (blocks * Tile::kWeightBytes)));
 
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(plan.splits);
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(plan.splits), tiles, batch);
-  config.blockDim = dim3(Tile::kThreads);
   // Less where there are fewer steps than stages, so that neighbouring kernels fit beside it.
-  config.dynamicSmemBytes =
-      static_cast<size_t>(a.stages * Tile::kStageBytes + Tile::kSumBytes + Tile::kBarrierBytes);
-  config.stream = context.stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  HADAL_CUDA(cudaLaunchKernelEx(&config, FewKernel<Tile>, a));
+  const int shared_bytes = a.stages * Tile::kStageBytes + Tile::kSumBytes + Tile::kBarrierBytes;
+  LaunchClusters(FewKernel<Tile>, dim3(static_cast<unsigned>(plan.splits), tiles, batch),
+                 plan.splits, dim3(Tile::kThreads), static_cast<size_t>(shared_bytes), context, a);
   HADAL_CUDA_LAUNCHED();
 }
 
@@ -99,8 +87,7 @@ void LaunchFitting(const Product& p, const FewPlan& plan, CudaContext& context) 
   constexpr bool kWide = sizeof(W) == 1 && kTokens == 64;  // takes an SM's registers for itself
   constexpr int kBytes = kWide ? 226 << 10 : 113 << 10;
   using One = FewTile<W, kTokens, kRows, 1, 1>;
-  constexpr int kStages =
-      std::min(8, (kBytes - 256 - One::kSumBytes) / One::kStageBytes);
+  constexpr int kStages = std::min(8, (kBytes - 256 - One::kSumBytes) / One::kStageBytes);
   LaunchTile<FewTile<W, kTokens, kRows, kStages, kWide ? 1 : 2>>(p, plan, context);
 }
 

@@ -1,6 +1,7 @@
 #include <algorithm>
 
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/matmul.h"
 #include "kernels/cuda/matmul_skinny.cuh"
 
@@ -61,23 +62,11 @@ void LaunchTile(const Product& p, CudaContext& context) {
                          : 1;
   a.split_steps = (a.steps + splits - 1) / splits;
 
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(splits);
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(splits), tiles, batch);
-  config.blockDim = dim3(Tile::kThreads);
   // Less where there are fewer steps than stages, so that neighbouring kernels fit beside it.
-  config.dynamicSmemBytes = static_cast<size_t>(std::max(
-      Tile::kPartialBytes, std::min(a.split_steps, Tile::kStages) * Tile::kStageBytes));
-  config.stream = context.stream;
-  config.attrs = attributes;
-  config.numAttrs = context.arch >= 90 ? 2 : 0;
-  HADAL_CUDA(cudaLaunchKernelEx(&config, SkinnyKernel<Tile>, a));
+  const int shared_bytes =
+      std::max(Tile::kPartialBytes, std::min(a.split_steps, Tile::kStages) * Tile::kStageBytes);
+  LaunchClusters(SkinnyKernel<Tile>, dim3(static_cast<unsigned>(splits), tiles, batch), splits,
+                 dim3(Tile::kThreads), static_cast<size_t>(shared_bytes), context, a);
   HADAL_CUDA_LAUNCHED();
 }
 

@@ -18,12 +18,21 @@ inline constexpr int kBoxBytes = 64 * 128;  // 64 columns of 64 rows
 inline constexpr int kTileBytes = kBoxes * kBoxBytes;
 inline constexpr int kProducer = kConsumers;  // its first thread
 
+// A tile comes and goes in two parts: the columns that warpgroup 0 and 1 keep of the output, the
+// second with the rotary columns.
+inline constexpr int kParts = 2;
+__host__ __device__ constexpr int FirstBox(int part) { return part < kParts ? part * 4 : kBoxes; }
+
+// What one warpgroup tells the other, in this order for every tile.
+enum class Signal { kFirstMaximum, kSecondMaximum, kFirstWeights, kSecondWeights, kCount };
+
 struct Shared {
   char queries[kTileBytes];
   char tiles[kStages][kTileBytes];
   char weights[kBoxBytes];
   float of_group[2][kRows];
-  uint64_t full[kStages], empty[kStages];
+  uint64_t full[kStages][kParts], empty[kStages][kParts];
+  uint64_t signal[static_cast<int>(Signal::kCount)];
   int schedule[32];
   DecodeRun run;
   DecodeSegment segment;  // thread 0 writes it between two barriers
@@ -45,12 +54,15 @@ __device__ inline void Produce(const DecodeArgs& a, const CUtensorMap& cache, co
   int tile = run.tile;
   int block = a.p.rows.block_tables[item.row.first_block + tile];
   for (int left = run.tiles; left > 0; --left, ring.Advance()) {
-    const uint32_t full = SharedAddress(&shared.full[ring.stage]);
-    BarrierWait(SharedAddress(&shared.empty[ring.stage]), ring.parity ^ 1);
-    BarrierArriveExpect(full, kTileBytes);
-    for (int b = 0; b < kBoxes; ++b) {
-      CopyBox(SharedAddress(shared.tiles[ring.stage] + b * kBoxBytes), &cache, b * 64,
-              block * kBlockSize, full);
+    for (int part = 0; part < kParts; ++part) {
+      const uint32_t full = SharedAddress(&shared.full[ring.stage][part]);
+      const int first = FirstBox(part), end = FirstBox(part + 1);
+      BarrierWait(SharedAddress(&shared.empty[ring.stage][part]), ring.parity ^ 1);
+      BarrierArriveExpect(full, (end - first) * kBoxBytes);
+      for (int b = first; b < end; ++b) {
+        CopyBox(SharedAddress(shared.tiles[ring.stage] + b * kBoxBytes), &cache, b * 64,
+                block * kBlockSize, full);
+      }
     }
     if (left == 1) break;
     if (++tile == item.tiles) {
@@ -75,12 +87,25 @@ __device__ inline void LoadQueries(const DecodeArgs& a, const DecodeItem& item, 
   SyncConsumers();
 }
 
-// Waits for tile `tile` of the segment. Rows that hold no key would bring NaNs into the products.
-__device__ __forceinline__ void WaitTile(const DecodeSegment& s, int tile, Shared& shared,
-                                         const Ring& ring) {
-  BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
-  const int valid = s.item.keys - tile * kBlockSize;
-  if (valid >= kBlockSize) return;
+// Once for every tile, by all threads of a warpgroup, of which racecheck sees each.
+__device__ __forceinline__ void Send(Signal signal, Shared& shared) {
+  BarrierArrive(SharedAddress(&shared.signal[static_cast<int>(signal)]));
+}
+__device__ __forceinline__ void Await(Signal signal, Shared& shared, const Ring& ring) {
+  static_assert(kStages == 2);  // so that the stage changes as often as a signal's parity
+  BarrierWait(SharedAddress(&shared.signal[static_cast<int>(signal)]), ring.stage);
+}
+
+__device__ __forceinline__ void WaitPart(int part, Shared& shared, const Ring& ring) {
+  BarrierWait(SharedAddress(&shared.full[ring.stage][part]), ring.parity);
+}
+__device__ __forceinline__ void ReleasePart(int part, Shared& shared, const Ring& ring) {
+  if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&shared.empty[ring.stage][part]));
+}
+
+// Rows that hold no key would bring NaNs into the products.
+__device__ __forceinline__ void ClearBehind(int valid, Shared& shared, const Ring& ring) {
+  for (int part = 0; part < kParts; ++part) WaitPart(part, shared, ring);
   for (int i = threadIdx.x; i < (kBlockSize - valid) * kBoxes * 8; i += kConsumers) {
     const int row = valid + i / (kBoxes * 8), box = i / 8 % kBoxes;
     char* at = shared.tiles[ring.stage] + box * kBoxBytes + row * 128 + i % 8 * 16;
