@@ -26,7 +26,7 @@ target_compile_definitions(hadal_compile_options INTERFACE
   $<$<COMPILE_LANGUAGE:CUDA>:FMT_USE_CONSTEXPR=1>)
 target_include_directories(hadal_compile_options INTERFACE ${PROJECT_SOURCE_DIR})
 
-# Files of a library or test compiled together, where a preset asks for it, read the same headers once.
+# Files compiled together, those of libraries where a preset asks for it, read the same headers once.
 set(CMAKE_UNITY_BUILD_BATCH_SIZE 16)
 
 if(HADAL_SANITIZE)

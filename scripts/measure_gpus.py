@@ -23,6 +23,13 @@ sections:
                the read rate of all cards, which hadal-model-bench measures first; the rank floor
                counts what one rank reads, with what is not split.
 
+Larger models on more cards:
+
+  --gpus 4 --config configs/config_236B.json --dtypes f32 bf16 fp8 --layouts 1x1 4x1 2x2 1x4 \
+      --serve-layouts 4x1 2x2 1x4
+  --gpus 8 --config configs/config_671B.json --sections collectives serve --dtypes fp8 --layouts 8x1 1x8 \
+      --streams 1 64 256 1024 --prompt-tokens 1000 --answer-tokens 2000 --kv-blocks 0
+
 Each result is a line of JSON in --out as soon as it is known, and a row of a table in the end. A
 section that fails is recorded, and the next one goes on. Exit code 0: nothing is wrong. Without GPUs:
 
@@ -64,6 +71,7 @@ def parse():
     add("--gpus", type=int, default=2, help="cards, and ranks of the larger layouts (default 2)")
     add("--sections", nargs="+", choices=SECTIONS, default=SECTIONS, help="only these")
     add("--layouts", nargs="+", help="correct, faults, serve: T x D, as 1x2 (default 1x1 Nx1 1xN)")
+    add("--serve-layouts", nargs="+", help="serve: these instead, where a model does not fit in all")
     add("--out", default="gpus.jsonl", help="file for the JSON lines (default gpus.jsonl)")
     add("--demo", help="folder of the demo model; without it, it is left out")
     add("--backend", choices=("cuda", "cpu"), default="cuda")
@@ -76,6 +84,10 @@ def parse():
     add("--dtypes", nargs="+", default=["f32", "bf16", "fp8"], help="correct, serve: only these types")
     add("--streams", type=int, nargs="+", default=[1, 8, 64, 256], help="serve: (default 1 8 64 256)")
     add("--prompt-tokens", type=int, default=512, help="serve: of decode's streams (default 512)")
+    add("--answer-tokens", type=int,
+        help="serve: of decode's streams (default: 200 of up to 8 streams, 160 of 64, 128 of more)")
+    add("--kv-blocks", type=int,
+        help="serve: of a rank (default: what the streams need; 0: what memory has room for)")
     add("--prompts", type=int, nargs="+", default=[4, 16],
         help="serve: prompts at a time, when there is nothing else (default 4 16)")
     add("--prefill-tokens", type=int, default=2048, help="serve: of prompts alone (default 2048)")

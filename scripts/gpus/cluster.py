@@ -23,9 +23,9 @@ class Layout:
         return ("--tensor-parallel", str(self.tensor), "--data-parallel", str(self.data))
 
 
-def layouts(run):
-    """Those of --layouts; without it one card, then all cards as T and as D."""
-    names = run.layouts or ["1x1", f"{run.gpus}x1", f"1x{run.gpus}"]
+def layouts(run, names=None):
+    """Those of these names, or of --layouts; without it one card, then all cards as T and as D."""
+    names = names or run.layouts or ["1x1", f"{run.gpus}x1", f"1x{run.gpus}"]
     return [Layout(*map(int, name.split("x"))) for name in names]
 
 

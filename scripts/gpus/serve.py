@@ -45,16 +45,19 @@ def measure_ceilings(run):
     return values["read_GBs"] * 1e9, values["matmul_GFLOPs"] * 1e9
 
 
-def answer_tokens(streams):
+def answer_tokens(run, streams):
     """Long answers for few streams, so that every median is over enough steps."""
-    return 200 if streams <= 8 else 160 if streams <= 64 else 128
+    return run.answer_tokens or (200 if streams <= 8 else 160 if streams <= 64 else 128)
 
 
-def kv_blocks(run):
+def kv_flags(run):
     """What the largest test needs in one D group, also when groups are filled unevenly."""
-    decode = max(streams * -(-(run.prompt_tokens + answer_tokens(streams)) // 64 + 1)
+    if run.kv_blocks == 0:
+        return ()
+    decode = max(streams * -(-(run.prompt_tokens + answer_tokens(run, streams)) // 64 + 1)
                  for streams in run.streams)
-    return max(decode, max(run.prompts) * (run.prefill_tokens // 64 + 2)) + 64
+    needed = max(decode, max(run.prompts) * (run.prefill_tokens // 64 + 2)) + 64
+    return ("--kv-blocks", str(run.kv_blocks or needed))
 
 
 class Serving:
@@ -70,10 +73,10 @@ class Serving:
 
     def _bench(self, cluster, *shape):
         self.seed += 1  # other prompts, which no prefix cache holds
-        return cluster.bench(*shape, seed=self.seed)
+        return cluster.bench(*shape, seed=self.seed, timeout=600 if self.run.answer_tokens else 120)
 
     def decode(self, cluster, streams):
-        run, tokens = self.run, answer_tokens(streams)
+        run, tokens = self.run, answer_tokens(self.run, streams)
         self._bench(cluster, streams, streams, 64, 16)  # captures the graphs of these shapes
         got = self._bench(cluster, streams, streams, run.prompt_tokens, tokens)
         step = got["itl_ms"]["p50"] / 1e3
@@ -105,8 +108,7 @@ class Serving:
 
     def all(self, model):
         run = self.run
-        flags = ("--load-format", "dummy", "--kv-blocks", str(kv_blocks(run)), "--max-slots",
-                 str(max(run.streams)))
+        flags = ("--load-format", "dummy", *kv_flags(run), "--max-slots", str(max(run.streams)))
         with Cluster(run, model, self.layout, *flags).start_workers() as cluster:
             run.report.add("serve", "start", **self.place, ready_s=cluster.ready_s)
             for streams in run.streams:
@@ -129,10 +131,10 @@ def run_section(run):
         run.report.add("serve", "ceilings of one card", ok=False, error=str(error))
     for name, config in configs(run).items():
         model = model_folder(run, f"serve-{name}", config)
-        for layout in layouts(run):
+        for layout in layouts(run, run.serve_layouts):
             try:
                 Serving(run, name, config, layout, ceilings).all(model)
-            except RuntimeError as error:
+            except (RuntimeError, AssertionError) as error:
                 run.report.add("serve", "start", dtype=name, layout=str(layout), ok=False,
                                error=str(error))
             progress(f"{name} in {layout} done")

@@ -22,6 +22,9 @@ namespace hadal::testing {
 
 using Rng = std::mt19937_64;
 
+// Short, for tables of cases.
+inline constexpr DType kF = DType::kF32, kB = DType::kBF16;
+
 // Floats on the host, the same values in `dtype` on the device.
 struct Values {
   DType dtype;

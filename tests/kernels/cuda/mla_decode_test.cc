@@ -127,8 +127,6 @@ bool Holds(const DecodeCase& c, Rng& rng) {
   return good;
 }
 
-constexpr DType kF = DType::kF32, kB = DType::kBF16;
-
 TEST_CASE("MlaDecode, general path: any heads, dims and types, padded rows, several queries") {
   if (!HaveCudaDevice()) return;
   Rng rng(RandomSeed());

@@ -42,7 +42,6 @@ struct Input {
     }
   }
 
-  static constexpr DType kF = DType::kF32;
   int64_t KvStride() const { return c.latent + c.rope + 3; }
   std::vector<float> Rotations() const {
     std::vector<float> values;
@@ -145,7 +144,6 @@ bool Holds(const InputCase& c, Rng& rng) {
 TEST_CASE("MlaInput turns the queries and writes normalised, turned latent rows") {
   if (!HaveCudaDevice()) return;
   Rng rng(RandomSeed());
-  constexpr DType kF = DType::kF32, kB = DType::kBF16;
   const std::vector<InputCase> cases = {
       {"3 heads 5 + 6, latent 37, float", kF, kF, 3, 5, 37, 6, 11},
       {"9 heads 64 + 192, latent 576, float with bf16 cache", kF, kB, 9, 64, 576, 192, 7},

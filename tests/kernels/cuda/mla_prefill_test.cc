@@ -7,7 +7,7 @@ namespace hadal::testing {
 namespace {
 
 using cuda::MlaPath;
-constexpr DType kF = DType::kF32, kB = DType::kBF16, k8 = DType::kF8E4M3;
+constexpr DType k8 = DType::kF8E4M3;
 
 struct PrefillCase {
   const char* name;

@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <limits>
 #include <numeric>
 #include <random>
 #include <string>
@@ -14,6 +15,8 @@
 #include "tests/kernels/cuda/device_fixture.h"
 
 namespace hadal::testing {
+
+inline constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 // Sampling of one row in float64, by sorting.
 class SampleReference {

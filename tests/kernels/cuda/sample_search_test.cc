@@ -1,6 +1,4 @@
 // Draws: every token against the float64 reference's interval for the same uniform number.
-#include <limits>
-
 #include "tests/kernels/cuda/sample_case.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -9,11 +7,10 @@ namespace hadal {
 namespace {
 
 using testing::DeviceFixture;
+using testing::kInfinity;
 using testing::RandomFloats;
 using testing::SampleCase;
 using testing::SampleReference;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 SamplingParams RandomSampling(int filters, std::mt19937_64& rng) {
   std::uniform_real_distribution<float> uniform(0, 1);

@@ -1,6 +1,4 @@
 // Greedy tokens, log-probabilities, rows that cannot be drawn from.
-#include <limits>
-
 #include "tests/kernels/cuda/sample_case.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -10,11 +8,10 @@ namespace {
 
 using testing::DeviceFixture;
 using testing::GuardedBuffer;
+using testing::kInfinity;
 using testing::RandomFloats;
 using testing::SampleCase;
 using testing::SampleReference;
-
-constexpr float kInfinity = std::numeric_limits<float>::infinity();
 
 TEST_CASE(
     "greedy takes the largest logit below the limit, of equals the lower id, with its logprob") {
