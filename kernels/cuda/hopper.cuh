@@ -20,6 +20,10 @@ __device__ __forceinline__ void FenceBarrierInit() {
 __device__ __forceinline__ void Arrive(uint32_t barrier) {
   asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
+// An arrival once all copies that this thread has started (CopyAsync...) are there.
+__device__ __forceinline__ void ArriveWhenCopied(uint32_t barrier) {
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+}
 // One arrival, and `bytes` that copies will bring.
 __device__ __forceinline__ void ArriveExpecting(uint32_t barrier, int bytes) {
   asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -51,6 +55,15 @@ __device__ __forceinline__ void CopyTileOnce(uint32_t to, const CUtensorMap* map
       "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
       "l"(map), "r"(column), "r"(row), "r"(barrier), "l"(ReadOnce())
+      : "memory");
+}
+// The same to the same address of the two blocks of a cluster, counted by the barrier of each.
+__device__ __forceinline__ void CopyTileToBoth(uint32_t to, const CUtensorMap* map, int column, int row,
+                                               uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes.multicast::cluster "
+      "[%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3))
       : "memory");
 }
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
@@ -96,6 +109,16 @@ __device__ __forceinline__ void ArriveCluster() {
 }
 __device__ __forceinline__ void AwaitCluster() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// At the barrier of block `rank` of the cluster that is `barrier` in this one. Orders reads of shared
+// memory that have returned, nothing else: a release of cluster scope waits for all of this block's
+// writes to global memory, at every arrival.
+__device__ __forceinline__ void ArriveAt(uint32_t barrier, int rank) {
+  asm volatile(
+      "{\n.reg .u32 to;\nmapa.shared::cluster.u32 to, %0, %1;\n"
+      "mbarrier.arrive.shared::cluster.b64 _, [to];\n}\n" ::"r"(barrier),
+      "r"(rank)
+      : "memory");
 }
 // To the shared memory of block `rank` of the cluster, at the address that is `at` in this one's.
 __device__ __forceinline__ void StoreRemote16(uint32_t at, int rank, const float (&v)[4]) {

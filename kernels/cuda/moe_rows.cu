@@ -16,7 +16,15 @@ struct SortArgs {
   MoeChoices choices;
   MoeRows out;
   int tile_rows;
+  bool in_pairs;
 };
+
+// Tiles of an expert that stand in order of expert, and those that stand behind all of these; as one
+// number, so that one scan places both.
+constexpr int kTail = 1 << 20;
+__device__ int SplitTiles(int tiles, bool in_pairs) {
+  return in_pairs && tiles % 2 == 1 ? kTail + tiles - 1 : tiles;
+}
 
 // Each warp owns consecutive rows, so that the order by token survives.
 struct Chunk {
@@ -83,7 +91,7 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
       total += own;
     }
     first[e] = total;
-    first_tile[e] = (total + a.tile_rows - 1) / a.tile_rows;
+    first_tile[e] = SplitTiles((total + a.tile_rows - 1) / a.tile_rows, a.in_pairs);
   }
   __syncthreads();
   if (threadIdx.x < 32) {
@@ -92,16 +100,19 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
       first[experts] = totals.x;
       first_tile[experts] = totals.y;
       *a.out.num_rows = totals.x;
-      *a.out.num_tiles = totals.y;
+      *a.out.num_tiles = totals.y / kTail + totals.y % kTail;
     }
   }
   __syncthreads();
   for (int e = threadIdx.x / 32; e < experts; e += kWarps) {
     const int lane = threadIdx.x % 32;
     counts[lane * experts + e] += first[e];
-    for (int i = first_tile[e] + lane; i < first_tile[e + 1]; i += 32) {
-      const int begin = first[e] + (i - first_tile[e]) * a.tile_rows;
-      a.out.tiles[i] = {e, begin, min(a.tile_rows, first[e + 1] - begin)};
+    const int in_order = first_tile[e + 1] % kTail - first_tile[e] % kTail;
+    const int tail = first_tile[experts] % kTail + first_tile[e] / kTail;
+    for (int i = lane; first[e] + i * a.tile_rows < first[e + 1]; i += 32) {
+      const int begin = first[e] + i * a.tile_rows;
+      a.out.tiles[i < in_order ? first_tile[e] % kTail + i : tail] = {
+          e, begin, min(a.tile_rows, first[e + 1] - begin)};
     }
   }
   __syncthreads();
@@ -146,8 +157,9 @@ int64_t MaxTiles(int64_t rows, int local_experts, int tile_rows) {
 
 }  // namespace
 
-MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context) {
+MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context, bool in_pairs) {
   HADAL_CHECK(choices.local_experts <= kMaxLocalExperts && choices.experts <= 4096);
+  HADAL_CHECK(choices.rows < kTail);
   MoeRows rows;
   rows.max_tiles = static_cast<int>(MaxTiles(choices.rows, choices.local_experts, tile_rows));
   rows.source = context.scratch.Allocate<int32_t>(choices.rows);
@@ -163,7 +175,7 @@ MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context)
     return true;
   }();
   (void)once;
-  Launch(SortRowsKernel, 1, kThreads, bytes, context, SortArgs{choices, rows, tile_rows});
+  Launch(SortRowsKernel, 1, kThreads, bytes, context, SortArgs{choices, rows, tile_rows, in_pairs});
   return rows;
 }
 

@@ -17,7 +17,7 @@ struct RowTile {
 struct MoeRows {
   int32_t* source = nullptr;     // [rows] token * top_k + choice of each sorted row
   int32_t* row_of = nullptr;     // [tokens, top_k] sorted row, or -1: of another rank
-  RowTile* tiles = nullptr;      // [num_tiles] in order of expert
+  RowTile* tiles = nullptr;      // [num_tiles]
   int32_t* num_tiles = nullptr;  // [1]
   int32_t* num_rows = nullptr;   // [1]
   int max_tiles = 0;             // bound of num_tiles, known to the host
@@ -34,8 +34,11 @@ struct MoeChoices {
 
 inline constexpr int kMaxLocalExperts = 512;
 
-// Sorts on the device and cuts the rows of each expert into tiles of at most `tile_rows`.
-MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context);
+// Sorts on the device and cuts the rows of each expert into tiles of at most `tile_rows`, in order of
+// expert. in_pairs: an odd expert's last tile stands behind those of all others, so that tiles 2 i and
+// 2 i + 1 are of one expert wherever that can be.
+MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context,
+                 bool in_pairs = false);
 int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows);
 
 }  // namespace hadal::cuda

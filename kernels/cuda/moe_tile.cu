@@ -101,8 +101,10 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
   const int rows = p.tokens * p.top_k, dim = static_cast<int>(p.dim);
   const int width = RoundUp8(p.width), shared_width = RoundUp8(p.shared.width);
   const bool has_shared = p.shared.w13 != nullptr;
+  const bool in_pairs = TilesInPairs(rows, p.experts);
   TileRun run{p, context, p.w13->dtype == DType::kF8E4M3,
-              SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, kTileRows, context)};
+              SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, kTileRows, context,
+                       in_pairs)};
   const MoeRows& sorted = run.sorted;
   auto* hidden = scratch.Allocate<bf16>(int64_t{rows} * width);
   auto* out = scratch.Allocate<bf16>(int64_t{rows} * dim);
@@ -125,7 +127,7 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
     run.SetWeights(p.shared.w13, static_cast<int>(p.shared.width), shared);
     run.SetOut(shared_hidden, shared_width, shared);
   }
-  run.args.read_once = rows <= kTileRows * p.experts;
+  run.args.in_pairs = in_pairs;
   run.Launch(true);
 
   experts.source = nullptr;

@@ -73,30 +73,38 @@ __device__ __forceinline__ void PassItem(const TileMemory<Shape>& memory, int st
                                          TileSlot<Shape::kSlots>& slot) {
   for (int step = 0; step < steps; ++step) {
     AwaitBarrier(memory.full(slot.index), slot.parity);
-    if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
+    if (threadIdx.x % 32 == 0) memory.HandBack(slot.index);
     slot.Next();
   }
 }
 
-// multiply(memory, part, item, steps, group, slot, sums) makes the sums of one item.
+// multiply(memory, steps, group, slot, sums) makes the sums of one item.
 template <typename Shape, typename Multiply>
 __device__ __forceinline__ void Consume(const TileArgs& a, const TileMemory<Shape>& memory,
                                         Multiply multiply) {
   const TileItems<Shape> items(a);
   const int group = Uniform(static_cast<int>(threadIdx.x) / 128) - 1;
   TileSlot<Shape::kSlots> slot;
-  TileItem next = items.At(blockIdx.x);
-  for (int i = blockIdx.x; i < items.count; i += gridDim.x) {
-    const TileItem item = next;
-    next = items.At(i + gridDim.x);
+  TileItem next = items.At(items.First());
+  for (int i = items.First(); i < items.count; i += items.Stride()) {
+    const TileItem item = items.Settle(next);
+    next = items.At(i + items.Stride());
     if (group * 64 >= item.tile.count) {
       PassItem(memory, items.Steps(item), slot);
       continue;
     }
     TileSums<Shape> d;
-    multiply(memory, items.part(item), item, items.Steps(item), group, slot, d);
+    multiply(memory, items.Steps(item), group, slot, d);
     StoreTile(memory, items.part(item), item, d);
   }
+}
+
+// Both blocks of a cluster are there: their barriers are ready, or nothing is on its way to them.
+template <typename Shape>
+__device__ __forceinline__ void JoinCluster() {
+  if constexpr (Shape::kBlocks == 1) return;
+  ArriveCluster();
+  AwaitCluster();
 }
 
 template <typename Shape>
@@ -108,6 +116,7 @@ __device__ __forceinline__ TileMemory<Shape> BeginTiles(const TileArgs& a, char*
     PrefetchMap(&a.experts_map);
   }
   __syncthreads();
+  JoinCluster<Shape>();
   WaitForPrevious();
   AllowNext();
   return memory;
@@ -124,6 +133,7 @@ __device__ __forceinline__ void RunTiles(const TileArgs& a, char* shared, Multip
     TakeRegisters<224>();
     Consume<Shape>(a, memory, multiply);
   }
+  JoinCluster<Shape>();
 }
 
 template <typename Shape>
@@ -139,11 +149,12 @@ void LaunchTiles(void (*kernel)(TileArgs), TileArgs& args, int max_tiles, CudaCo
   args.experts_map = WeightMap(args.experts, dtype, kBox);
   args.shared_map = args.shared.n == 0 ? args.experts_map : WeightMap(args.shared, dtype, kBox);
   const auto tiles = [](int n, int of) { return (n + of - 1) / of; };
-  const int64_t items =
-      int64_t{tiles(args.shared.rows, kTileRows)} * tiles(args.shared.n, Shape::kOutputs) +
-      int64_t{max_tiles} * tiles(args.experts.n, Shape::kOutputs);
-  const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
-  Launch(kernel, blocks, kTileThreads, Shape::kSharedBytes, context, args);
+  const int64_t items = int64_t{tiles(args.shared.rows, kTileRows * Shape::kBlocks)} *
+                            tiles(args.shared.n, Shape::kOutputs) +
+                        int64_t{tiles(max_tiles, Shape::kBlocks)} * tiles(args.experts.n, Shape::kOutputs);
+  const auto clusters = std::clamp<int64_t>(items, 1, context.sm_count / Shape::kBlocks);
+  LaunchClusters(kernel, static_cast<unsigned>(clusters * Shape::kBlocks), Shape::kBlocks, kTileThreads,
+                 Shape::kSharedBytes, context, args);
 }
 
 }  // namespace hadal::cuda

@@ -34,8 +34,11 @@ struct TileArgs {
   CUtensorMap experts_map;
   TilePart shared;
   TilePart experts;
-  bool read_once = false;  // the weights: hardly an expert has rows for two tiles
+  bool in_pairs = false;  // tiles come as SortRows() orders them in pairs
 };
+
+// Whether so many rows make more than one tile of most experts.
+inline bool TilesInPairs(int rows, int experts) { return rows > kTileRows * experts; }
 
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);

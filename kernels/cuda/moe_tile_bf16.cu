@@ -5,13 +5,12 @@ namespace {
 
 // The sums of one item; the products of a step run while the slot before it is handed back.
 template <typename Shape>
-__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart&,
-                                             const TileItem&, int steps, int group,
+__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
   const bool speaks = threadIdx.x % 32 == 0;
   int before = slot.index;  // slot to hand back
   for (int step = 0; step < steps; ++step) {
-    AwaitBarrier(memory.full(slot.index), slot.parity);
+    memory.AwaitFull(slot);
     const uint64_t x = TileDescriptor(memory.x(slot.index) + group * 64 * 128);
     const uint64_t w = TileDescriptor(memory.weights(slot.index));
     BeginProducts();
@@ -19,29 +18,35 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, co
     for (int k = 0; k < 4; ++k) WgmmaBf16N256(d, x + k * 2, w + k * 2, step > 0 || k > 0);
     CommitProducts();
     AwaitProducts<1>();
-    if (step > 0 && speaks) Arrive(memory.empty(before));
+    if (step > 0 && speaks) memory.HandBack(before);
     before = slot.index;
     slot.Next();
   }
   AwaitProducts<0>();
-  if (speaks) Arrive(memory.empty(before));
+  if (speaks) memory.HandBack(before);
 }
 
-template <bool kGated>
+template <bool kGated, int kBlocks>
 __global__ void __launch_bounds__(kTileThreads, 1)
     TileBf16Kernel(const __grid_constant__ TileArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
-  using Shape = TileShape<bf16, kGated>;
+  using Shape = TileShape<bf16, kGated, kBlocks>;
   RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
+}
+
+template <bool kGated>
+void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
+  args.in_pairs
+      ? LaunchTiles<TileShape<bf16, kGated, 2>>(TileBf16Kernel<kGated, 2>, args, max_tiles, context)
+      : LaunchTiles<TileShape<bf16, kGated, 1>>(TileBf16Kernel<kGated, 1>, args, max_tiles, context);
 }
 
 }  // namespace
 
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context) {
-  gated ? LaunchTiles<TileShape<bf16, true>>(TileBf16Kernel<true>, args, max_tiles, context)
-        : LaunchTiles<TileShape<bf16, false>>(TileBf16Kernel<false>, args, max_tiles, context);
+  gated ? LaunchTile<true>(args, max_tiles, context) : LaunchTile<false>(args, max_tiles, context);
 }
 
 }  // namespace hadal::cuda

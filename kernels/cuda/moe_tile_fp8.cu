@@ -28,14 +28,13 @@ __device__ __forceinline__ void AddScaled(const StepScales& s, const TileSums<Sh
 }
 
 template <typename Shape>
-__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, const TilePart&,
-                                             const TileItem&, int steps, int group,
+__device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
   const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
   for (int i = 0; i < Shape::kWeightRows / 2; ++i) d[i] = 0;
   for (int step = 0; step < steps; ++step) {
-    AwaitBarrier(memory.full(slot.index), slot.parity);
+    memory.AwaitFull(slot);
     const uint32_t x_scales = memory.scales(slot.index) + row * 4;
     const uint32_t w_scales = memory.scales(slot.index) + kTileRows * 4;
     const StepScales now = {{LoadSharedFloat(x_scales), LoadSharedFloat(x_scales + 32)},
@@ -48,27 +47,33 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, co
     for (int k = 0; k < 4; ++k) WgmmaFp8N128(part, x + k * 2, w + k * 2, k > 0);
     CommitProducts();
     AwaitProducts<0>();
-    if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
+    if (threadIdx.x % 32 == 0) memory.HandBack(slot.index);
     AddScaled<Shape>(now, part, d);
     slot.Next();
   }
 }
 
-template <bool kGated>
+template <bool kGated, int kBlocks>
 __global__ void __launch_bounds__(kTileThreads, 1)
     TileFp8Kernel(const __grid_constant__ TileArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
-  using Shape = TileShape<fp8, kGated>;
+  using Shape = TileShape<fp8, kGated, kBlocks>;
   RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
+}
+
+template <bool kGated>
+void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
+  args.in_pairs
+      ? LaunchTiles<TileShape<fp8, kGated, 2>>(TileFp8Kernel<kGated, 2>, args, max_tiles, context)
+      : LaunchTiles<TileShape<fp8, kGated, 1>>(TileFp8Kernel<kGated, 1>, args, max_tiles, context);
 }
 
 }  // namespace
 
 void LaunchTileFp8(TileArgs& args, bool gated, int max_tiles, CudaContext& context) {
-  gated ? LaunchTiles<TileShape<fp8, true>>(TileFp8Kernel<true>, args, max_tiles, context)
-        : LaunchTiles<TileShape<fp8, false>>(TileFp8Kernel<false>, args, max_tiles, context);
+  gated ? LaunchTile<true>(args, max_tiles, context) : LaunchTile<false>(args, max_tiles, context);
 }
 
 }  // namespace hadal::cuda

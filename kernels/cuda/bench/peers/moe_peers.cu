@@ -63,11 +63,11 @@ struct Choices {
     local = OwnDevice(Upload(index));
   }
   // In the context's scratch.
-  MoeRows Sorted(const Case& c, int tile_rows, CudaContext& context) const {
+  MoeRows Sorted(const Case& c, int tile_rows, CudaContext& context, bool in_pairs = false) const {
     return cuda::SortRows(
         {static_cast<const int32_t*>(ids.get()), static_cast<const int32_t*>(local.get()),
          c.pairs(), c.s.experts, c.s.local_experts},
-        tile_rows, context);
+        tile_rows, context, in_pairs);
   }
   int rows() const { return first_row.back(); }
 
@@ -120,9 +120,10 @@ struct Activations {
 };
 
 Contender Tile(const Case& c, const Choices& choices, const Activations& x, CudaContext& context) {
-  const MoeRows sorted = choices.Sorted(c, cuda::kTileRows, context);
-  const SharedDevice out = Unwritten(int64_t{c.pairs()} * c.outputs() * 2, context);
   cuda::TileArgs args;
+  args.in_pairs = cuda::TilesInPairs(c.pairs(), c.s.experts);
+  const MoeRows sorted = choices.Sorted(c, cuda::kTileRows, context, args.in_pairs);
+  const SharedDevice out = Unwritten(int64_t{c.pairs()} * c.outputs() * 2, context);
   cuda::TilePart& part = args.experts;
   part.x = c.f8() ? x.codes.get() : x.wide.get();
   part.x_scale = static_cast<const float*>(x.scales.get());
