@@ -9,14 +9,13 @@
 #include <thread>
 #include <vector>
 
-#include "common/philox.h"
+#include "common/random_weights.h"
 #include "common/tensor_inventory.h"
 
 namespace hadal {
 namespace {
 
-constexpr float kDeviation = 0.02f;
-constexpr float kF8Scale = kDeviation / 16;   // codes then have a deviation of 16
+constexpr float kF8Scale = kRandomDeviation / kRandomF8Deviation;
 constexpr int64_t kVariety = int64_t{32} << 20;  // bytes of a pool beyond its largest tensor
 constexpr int64_t kAlign = 64;
 
@@ -31,46 +30,31 @@ Fill FillOf(const ExpectedTensor& tensor) {
   return ends("e_score_correction_bias") ? Fill::kZeros : Fill::kNormal;
 }
 
-// Two numbers of about normal distribution with deviation 1: sums of four 16-bit numbers, less their
-// mean. Exact, so that every machine gets the same bits.
-std::array<float, 2> Normals(uint64_t seed, uint64_t index) {
-  const auto bits = Philox4x32({static_cast<uint32_t>(index), static_cast<uint32_t>(index >> 32), 0, 0},
-                               {static_cast<uint32_t>(seed), static_cast<uint32_t>(seed >> 32)});
-  const auto sum = [](uint32_t a, uint32_t b) {
-    return static_cast<int32_t>((a & 0xffff) + (a >> 16) + (b & 0xffff) + (b >> 16)) - 131070;
-  };
-  constexpr float kUnit = 1.0f / 37837.0f;  // 65536 / sqrt(3)
-  return {static_cast<float>(sum(bits[0], bits[1])) * kUnit,
-          static_cast<float>(sum(bits[2], bits[3])) * kUnit};
-}
-
-void StoreNormal(float value, DType dtype, std::byte* to) {
-  if (dtype == DType::kF32) {
-    const float scaled = value * kDeviation;
-    std::memcpy(to, &scaled, 4);
-  } else if (dtype == DType::kBF16) {
-    const bf16_t scaled = FloatToBf16(value * kDeviation);
-    std::memcpy(to, &scaled, 2);
-  } else {
-    *to = static_cast<std::byte>(FloatToF8E4M3(value * 16));
-  }
-}
-
-void FillNormals(std::byte* data, int64_t count, DType dtype, uint64_t seed) {
+// REQUIRES: count is even.
+template <typename T>
+void FillNormals(std::byte* data, int64_t count, uint64_t seed) {
   const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
-  const int64_t size = DTypeSize(dtype);
+  T* const to = reinterpret_cast<T*>(data);
   std::vector<std::thread> workers;
   for (int t = 0; t < threads; ++t) {
     workers.emplace_back([=] {
       const Range own = SplitRange(count / 2, threads, t);
       for (int64_t i = own.begin; i < own.end; ++i) {
-        const std::array<float, 2> pair = Normals(seed, static_cast<uint64_t>(i));
-        StoreNormal(pair[0], dtype, data + 2 * i * size);
-        StoreNormal(pair[1], dtype, data + (2 * i + 1) * size);
+        const std::array<float, 2> pair = StandardNormals(seed, static_cast<uint64_t>(i));
+        to[2 * i] = FromStandardNormal<T>(pair[0]);
+        to[2 * i + 1] = FromStandardNormal<T>(pair[1]);
       }
     });
   }
   for (std::thread& worker : workers) worker.join();
+}
+
+void FillNormals(std::byte* data, int64_t count, DType dtype, uint64_t seed) {
+  switch (dtype) {
+    case DType::kF32: return FillNormals<float>(data, count, seed);
+    case DType::kBF16: return FillNormals<bf16_t>(data, count, seed);
+    case DType::kF8E4M3: return FillNormals<uint8_t>(data, count, seed);
+  }
 }
 
 void FillConstant(std::byte* data, int64_t count, DType dtype, float value) {
@@ -107,6 +91,16 @@ void FillPool(const PoolKey& key, std::byte* data, int64_t bytes, uint64_t seed)
   }
 }
 
+Checkpoint::Entry EntryAt(const ExpectedTensor& tensor, int64_t at, const SafetensorsFile* file) {
+  const DType dtype = tensor.dtypes.front();
+  const auto begin = static_cast<uint64_t>(at);
+  const TensorInfo info{.name = tensor.name, .dtype_name = std::string(DTypeName(dtype)),
+                        .dtype = dtype, .shape = tensor.shape, .begin = begin,
+                        .end = begin + static_cast<uint64_t>(Bytes(tensor))};
+  return {.info = info, .file = file, .rows = {0, tensor.shape[0]},
+          .columns = {0, tensor.shape.size() == 2 ? tensor.shape[1] : 1}};
+}
+
 }  // namespace
 
 StatusOr<std::unique_ptr<Checkpoint>> MakeDummyCheckpoint(const ModelConfig& config,
@@ -130,17 +124,15 @@ StatusOr<std::unique_ptr<Checkpoint>> MakeDummyCheckpoint(const ModelConfig& con
   std::map<std::string, Checkpoint::Entry> entries;
   uint64_t place = seed;
   for (const ExpectedTensor& tensor : tensors) {
-    const DType dtype = tensor.dtypes.front();
-    const Pool& pool = pools[{FillOf(tensor), dtype}];
+    const Pool& pool = pools[{FillOf(tensor), tensor.dtypes.front()}];
     place = place * 6364136223846793005u + 1442695040888963407u;
     const int64_t slack = (pool.bytes - Bytes(tensor)) / kAlign + 1;
-    const auto begin = static_cast<uint64_t>(
-        pool.begin + static_cast<int64_t>((place >> 20) % static_cast<uint64_t>(slack)) * kAlign);
-    const TensorInfo info{.name = tensor.name, .dtype_name = std::string(DTypeName(dtype)),
-                          .dtype = dtype, .shape = tensor.shape, .begin = begin,
-                          .end = begin + static_cast<uint64_t>(Bytes(tensor))};
-    entries[tensor.name] = {.info = info, .file = file.get(), .rows = {0, tensor.shape[0]},
-                            .columns = {0, tensor.shape.size() == 2 ? tensor.shape[1] : 1}};
+    const int64_t at = static_cast<int64_t>((place >> 20) % static_cast<uint64_t>(slack)) * kAlign;
+    Checkpoint::Entry& entry = entries[tensor.name];
+    entry = EntryAt(tensor, pool.begin + at, file.get());
+    if (FillOf(tensor) == Fill::kNormal) {
+      entry.random = RandomElements{.seed = seed, .first = at / DTypeSize(*entry.info.dtype)};
+    }
   }
   auto checkpoint = std::make_unique<Checkpoint>();
   checkpoint->AddMemory(std::move(file));

@@ -12,6 +12,7 @@
 
 #include "common/dtype.h"
 #include "common/layout.h"
+#include "common/random_weights.h"
 #include "common/status.h"
 
 namespace hadal {
@@ -99,11 +100,16 @@ class Checkpoint {
     // (converted_checkpoint.h). A one-dimensional tensor has one column.
     Range rows;
     Range columns;
+    // Set: what data() holds are these elements, which may be made again instead of being read.
+    std::optional<RandomElements> random;
     std::span<const std::byte> data() const { return file->data(info); }
+    // Where an element stands in data(), in elements and as its address.
     // REQUIRES: one or two dimensions; row and column are held.
+    int64_t IndexOf(int64_t row, int64_t column) const {
+      return (row - rows.begin) * columns.size() + column - columns.begin;
+    }
     const std::byte* At(int64_t row, int64_t column) const {
-      return data().data() + ((row - rows.begin) * columns.size() + column - columns.begin) *
-                                 DTypeSize(*info.dtype);
+      return data().data() + IndexOf(row, column) * DTypeSize(*info.dtype);
     }
   };
   // Null when there is no such tensor.

@@ -5,6 +5,7 @@
 
 #include "common/rounding.h"
 #include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/fill_random.h"
 #include "kernels/cuda/packed_weight.h"
 
 namespace hadal {
@@ -252,7 +253,11 @@ std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& m
   HADAL_CUDA(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
   w->data = memory;
   w->bytes += scale_bytes;
-  UploadElements(matrices, *w, context);
+  if (AllRandom(matrices)) {
+    FillRandom(matrices, *w, context);
+  } else {
+    UploadElements(matrices, *w, context);
+  }
   if (scale_bytes > 0) {
     w->scale = reinterpret_cast<const float*>(static_cast<char*>(memory) + scale_at);
     UploadScales(matrices, *w, context);

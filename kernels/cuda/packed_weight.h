@@ -36,7 +36,8 @@ struct CudaPackedWeight : PackedWeight {
   CudaPackedWeight& operator=(const CudaPackedWeight&) = delete;
 };
 
-// Contract of Backend::Pack(); returns when the sources have been read. REQUIRES: scale_block 128.
+// Contract of Backend::Pack(); returns when the sources have been read. Sources that are all random are
+// not read but made on the device. REQUIRES: scale_block 128.
 std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
                                              CudaContext& context);
 int64_t CudaPackedBytes(int64_t n, int64_t k, DType dtype);

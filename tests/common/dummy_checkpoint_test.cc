@@ -2,10 +2,13 @@
 
 #include <cmath>
 #include <cstring>
+#include <set>
 
 #include "common/tensor_inventory.h"
 #include "tests/common/odd_config.h"
 #include "tests/support/catch.h"
+#include "tests/support/random_elements.h"
+#include "tests/support/random_seed.h"
 
 namespace hadal {
 namespace {
@@ -59,6 +62,56 @@ TEST_CASE("random weights are a valid checkpoint of the right spread, the same e
     CHECK(std::abs(sum / count) < 0.004);
     CHECK(std::sqrt(squares / count) == Approx(0.02).epsilon(0.1));
     CHECK(Value(*(*checkpoint)->Find("model.norm.weight"), 3, 0) == 1);
+  }
+}
+
+TEST_CASE("every element of a tensor that says so is that of the sequence; constants do not say so") {
+  const uint64_t seed = testing::RandomSeed();
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const auto checkpoint = MakeDummyCheckpoint(testing::OddConfig(dtype), seed);
+    REQUIRE(checkpoint.ok());
+    std::set<int64_t> places;
+    for (const auto& [name, entry] : (*checkpoint)->entries()) {
+      CAPTURE(name);
+      const bool constant = name.ends_with("norm.weight") || name.ends_with("_bias") ||
+                            name.ends_with("_scale_inv");
+      REQUIRE(entry.random.has_value() == !constant);
+      if (constant) continue;
+      CHECK(entry.random->seed == seed);
+      places.insert(entry.random->first);
+      const int64_t count = entry.rows.size() * entry.columns.size();
+      int64_t wrong = 0;
+      for (int64_t i = 0; i < count; ++i) {
+        wrong += testing::BitsAt(entry.data().data(), *entry.info.dtype, i) !=
+                 testing::RandomElementBits(*entry.info.dtype, seed, entry.random->first + i);
+      }
+      CHECK(wrong == 0);
+    }
+    CHECK(places.size() > 10);
+  }
+}
+
+// Worked out in rational numbers, rounded to the nearest of all values of each type.
+TEST_CASE("known elements of the sequences") {
+  struct Known {
+    uint64_t seed;
+    int64_t index;
+    uint32_t f32, bf16, e4m3;
+  };
+  const Known elements[] = {
+      {0, 0, 0x3d085267, 0x3d08, 0x5d},
+      {0, 1, 0x3cf7bdb5, 0x3cf8, 0x5c},
+      {0, 4, 0xbcea5fb5, 0xbcea, 0xdb},
+      {5, 1234567, 0x3d47adb3, 0x3d48, 0x62},
+      {7, 2132, 0x373a3b32, 0x373a, 0x05},  // a subnormal of e4m3
+      {0x123456789abcdef0, (int64_t{1} << 40) + 7, 0x3ca01947, 0x3ca0, 0x58},
+      {0xfedcba9876543210, (int64_t{1} << 34) + 6, 0xbc1483fe, 0xbc15, 0xcf},
+  };
+  for (const Known& e : elements) {
+    CAPTURE(e.seed, e.index);
+    CHECK(testing::RandomElementBits(DType::kF32, e.seed, e.index) == e.f32);
+    CHECK(testing::RandomElementBits(DType::kBF16, e.seed, e.index) == e.bf16);
+    CHECK(testing::RandomElementBits(DType::kF8E4M3, e.seed, e.index) == e.e4m3);
   }
 }
 

@@ -75,6 +75,7 @@ DType WeightReader::MatrixDType(const std::string& name) const {
 }
 
 void WeightReader::CheckValues(const Checkpoint::Entry& entry, Range rows, Range columns) {
+  if (entry.random) return;
   const int64_t row = FirstBadRow(entry, rows, columns);
   if (row < 0) return;
   status_ = DataLoss("{}: tensor {} holds a NaN or an infinity in row {}; the file is damaged or was "
@@ -82,7 +83,7 @@ void WeightReader::CheckValues(const Checkpoint::Entry& entry, Range rows, Range
                      entry.file->path(), entry.info.name, row);
 }
 
-// Every weight passes here, which takes one core longer than bringing them to a device.
+// Every weight that is read passes here, which takes one core longer than bringing them to a device.
 void WeightReader::CheckMatrices(const std::vector<MatrixPieces>& matrices) {
   struct Part {
     const Checkpoint::Entry* entry;
@@ -93,6 +94,7 @@ void WeightReader::CheckMatrices(const std::vector<MatrixPieces>& matrices) {
   for (const MatrixPieces& pieces : matrices) {
     for (const MatrixPiece& piece : pieces) {
       const Checkpoint::Entry* entry = Find(piece.name + ".weight");
+      if (entry->random) continue;
       const int64_t row_bytes = piece.columns.size() * DTypeSize(*entry->info.dtype);
       const int64_t rows = std::max<int64_t>(1, kPartBytes / std::max<int64_t>(row_bytes, 1));
       for (int64_t r = piece.rows.begin; r < piece.rows.end; r += rows) {
@@ -125,6 +127,10 @@ bool WeightReader::ToSource(const MatrixPiece& piece, WeightSource* source) {
              .k = piece.transposed ? piece.rows.size() : piece.columns.size(),
              .row_stride = entry->columns.size(),
              .transposed = piece.transposed};
+  if (entry->random) {
+    source->random = entry->random;
+    source->random->first += entry->IndexOf(piece.rows.begin, piece.columns.begin);
+  }
   if (source->dtype != DType::kF8E4M3) return true;
   const Checkpoint::Entry* scale = Find(piece.name + ".weight_scale_inv");
   CheckValues(*scale, scale->rows, scale->columns);

@@ -1,10 +1,12 @@
 #include "kernels/cuda/packed_weight.h"
 
+#include <algorithm>
 #include <random>
 
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 #include "tests/support/catch.h"
+#include "tests/support/random_elements.h"
 #include "tests/support/random_seed.h"
 
 namespace hadal {
@@ -113,6 +115,92 @@ TEST_CASE("a weight larger than the upload buffers arrives whole") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16);
   CheckRoundTrip(3, {{.n = 3001, .k = 5000, .dtype = DType::kBF16}}, device, rng);
+}
+
+// Slices of random matrices, the same once to be read and once to be made.
+struct RandomSources {
+  std::vector<RandomWeight> shapes;  // own the scales
+  std::vector<std::vector<uint8_t>> bytes;
+  std::vector<StackedSource> read, made;
+
+  RandomSources(int count, const std::vector<WeightShape>& pieces, std::mt19937_64& rng)
+      : read(static_cast<size_t>(count)), made(static_cast<size_t>(count)) {
+    for (int i = 0; i < count; ++i) {
+      for (const WeightShape& piece : pieces) Add(static_cast<size_t>(i), piece, rng);
+    }
+  }
+
+  void Add(size_t matrix, const WeightShape& shape, std::mt19937_64& rng) {
+    WeightSource s = shapes.emplace_back(shape, rng).source();
+    const RandomElements random{.seed = rng(), .first = static_cast<int64_t>(rng() >> 23)};
+    const int64_t rows = s.transposed ? s.k : s.n;
+    s.data = bytes.emplace_back(testing::RandomBytes(s.dtype, random, rows * s.row_stride)).data();
+    read[matrix].push_back(s);
+    s.data = bytes.emplace_back(bytes.back().size(), uint8_t{0x55}).data();  // not to be read
+    s.random = random;
+    made[matrix].push_back(s);
+  }
+};
+
+// -1: none.
+template <typename T>
+int64_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
+  const auto [at, other] = std::mismatch(a.begin(), a.end(), b.begin(), b.end());
+  return at == a.end() && other == b.end() ? -1 : at - a.begin();
+}
+
+void CheckSameMemory(const std::vector<StackedSource>& read, const std::vector<StackedSource>& made,
+                     DeviceFixture& device) {
+  const auto expected = PackCudaWeight(read, device.context);
+  const auto actual = PackCudaWeight(made, device.context);
+  const auto& w = static_cast<const CudaPackedWeight&>(*actual);
+  CAPTURE(w.count, w.n, w.k, DTypeName(w.dtype), w.scale_rows, w.k_lead);
+  CHECK(w.bytes == expected->bytes);
+  const HostWeight from_host(static_cast<const CudaPackedWeight&>(*expected), device.context);
+  const HostWeight on_device(w, device.context);
+  CHECK(FirstDifference(on_device.data, from_host.data) == -1);
+  CHECK(FirstDifference(on_device.scale, from_host.scale) == -1);
+}
+
+TEST_CASE("random weights made on the device are those of the host, bit by bit") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kBF16);
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    for (const bool transposed : {false, true}) {
+      const auto check = [&](int count, std::vector<WeightShape> pieces) {
+        for (WeightShape& piece : pieces) piece.dtype = dtype, piece.transposed = transposed;
+        const RandomSources sources(count, pieces, rng);
+        CAPTURE(transposed, pieces.size());
+        CheckSameMemory(sources.read, sources.made, device);
+      };
+      check(1, {{.n = 1, .k = 1}});
+      check(1, {{.n = 256, .k = 512}});
+      check(3, {{.n = 131, .k = 67, .row_offset = 5, .col_offset = 3}});
+      check(2, {{.n = 128, .k = 1001, .col_offset = 129}, {.n = 77, .k = 1001, .col_offset = 1}});
+      check(5, {{.n = 100, .k = 40}, {.n = 28, .k = 40, .row_offset = 256}, {.n = 3, .k = 40}});
+      check(75, {{.n = 7, .k = 19}, {.n = 2, .k = 19}});  // more than one launch takes
+      check(1, {{.n = 70001, .k = 3}});
+    }
+  }
+}
+
+TEST_CASE("random weights beside others, or of different places in a scale block, are read") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kBF16);
+  const WeightShape shape{.n = 33, .k = 130, .dtype = DType::kF8E4M3};
+  RandomSources sources(2, {shape, shape}, rng);
+  for (size_t i = 0; i < 2; ++i) {
+    for (size_t j = 0; j < 2; ++j) sources.made[i][j].data = sources.read[i][j].data;
+  }
+  std::vector<StackedSource> mixed = sources.made;
+  mixed[1][0].random.reset();
+  CheckSameMemory(sources.read, mixed, device);
+  for (std::vector<StackedSource>* matrices : {&sources.read, &sources.made}) {
+    (*matrices)[1][0].col_offset = 1;
+  }
+  CheckSameMemory(sources.read, sources.made, device);
 }
 
 TEST_CASE("FP8 stays near one byte an element on the device") {

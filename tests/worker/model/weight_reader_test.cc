@@ -3,11 +3,14 @@
 #include <fstream>
 #include <random>
 
+#include "common/dummy_checkpoint.h"
 #include "kernels/cpu/cpu_backend.h"
 #include "tests/common/temp_model_dir.h"
 #include "tests/support/catch.h"
+#include "tests/support/random_elements.h"
 #include "tests/support/random_seed.h"
 #include "tests/support/tiny_checkpoint.h"
+#include "tests/worker/runtime/tracing_backend.h"
 #include "worker/model/weights.h"
 
 namespace hadal::testing {
@@ -62,6 +65,90 @@ TEST_CASE("one value that no weight can have is found in any tensor, and named w
             std::string::npos);
     }
   }
+}
+
+// Elements of a source that are not what its description says.
+int64_t WrongElements(const WeightSource& s) {
+  int64_t wrong = 0;
+  for (int64_t n = 0; n < s.n; ++n) {
+    for (int64_t k = 0; k < s.k; ++k) {
+      const int64_t i = s.transposed ? k * s.row_stride + n : n * s.row_stride + k;
+      wrong += BitsAt(s.data, s.dtype, i) !=
+               RandomElementBits(s.dtype, s.random->seed, s.random->first + i);
+    }
+  }
+  return wrong;
+}
+
+// Counts the sources that a backend was given.
+int CheckRandomSources(const TracingBackend& backend, uint64_t seed) {
+  int count = 0;
+  for (const std::vector<StackedSource>& matrices : backend.packed()) {
+    for (const StackedSource& sources : matrices) {
+      for (const WeightSource& source : sources) {
+        CAPTURE(++count, source.n, source.k, source.transposed);
+        REQUIRE(source.random.has_value());
+        CHECK(source.random->seed == seed);
+        CHECK(WrongElements(source) == 0);
+      }
+    }
+  }
+  return count;
+}
+
+Range RandomPart(int64_t size, std::mt19937_64& random) {
+  const auto begin = static_cast<int64_t>(random() % static_cast<uint64_t>(size));
+  return {begin, begin + 1 + static_cast<int64_t>(random() % static_cast<uint64_t>(size - begin))};
+}
+
+TEST_CASE("slices of random weights are handed on with what they are") {
+  std::mt19937_64 random(RandomSeed());
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const ModelConfig config = TinyConfig(dtype);
+    const uint64_t seed = random();
+    const auto checkpoint = std::move(*MakeDummyCheckpoint(config, seed));
+    CAPTURE(DTypeName(dtype), seed);
+    TracingBackend backend(std::move(*MakeCpuBackend({.threads = 1, .isa = "portable"})));
+    WeightReader reader(config, checkpoint.get(), &backend, nullptr, 0);
+    for (const char* name : {"model.layers.0.mlp.down_proj", "model.layers.1.self_attn.kv_b_proj"}) {
+      const Checkpoint::Entry& whole = *checkpoint->Find(std::string(name) + ".weight");
+      for (int i = 0; i < 4; ++i) {
+        const Range rows = RandomPart(whole.rows.size(), random);
+        const Range columns = RandomPart(whole.columns.size(), random);
+        reader.Pack({{{name, rows, columns}, {name, {0, 1}, columns}}});
+        reader.Pack({{{name, rows, columns, /*transposed=*/true}}});
+      }
+    }
+    REQUIRE(reader.status().ok());
+    CHECK(CheckRandomSources(backend, seed) == 24);
+  }
+}
+
+TEST_CASE("every matrix of every rank of a random model is handed on with what it is") {
+  const uint64_t seed = RandomSeed();
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    const ModelConfig config = TinyConfig(dtype);
+    const auto checkpoint = std::move(*MakeDummyCheckpoint(config, seed));
+    for (int rank = 0; rank < 4; ++rank) {
+      CAPTURE(DTypeName(dtype), rank);
+      TracingBackend backend(std::move(*MakeCpuBackend({.threads = 1, .isa = "portable"})));
+      const Range shared = SplitRange(config.shared_inter_dim(), 4, rank);
+      REQUIRE(LoadWeights(config, {2, 2, rank}, shared, *checkpoint, &backend, nullptr).ok());
+      CHECK(CheckRandomSources(backend, seed) > 20);
+    }
+  }
+}
+
+TEST_CASE("weights of a file are not called random") {
+  TempDir dir;
+  const ModelConfig config = TinyConfig(DType::kBF16);
+  WriteTinyCheckpoint(dir.path(), config, RandomSeed());
+  const auto checkpoint = std::move(*Checkpoint::Open(dir.path()));
+  TracingBackend backend(std::move(*MakeCpuBackend({.threads = 1, .isa = "portable"})));
+  WeightReader reader(config, checkpoint.get(), &backend, nullptr, 0);
+  reader.Pack({{{"lm_head", {1, 2}, {0, config.dim}}}});
+  REQUIRE(backend.packed().size() == 1);
+  CHECK(!backend.packed()[0][0][0].random.has_value());
 }
 
 }  // namespace

@@ -32,6 +32,8 @@ class TracingBackend final : public Backend {
   int not_replayed() const { return not_replayed_; }
   // Of each key, the ops without their pointers.
   std::map<uint64_t, std::vector<uint64_t>> shapes() const { return shapes_; }
+  // What was asked to be packed, in order; the data is the checkpoint's.
+  const std::vector<std::vector<StackedSource>>& packed() const { return packed_; }
   // Bytes of all buffers and packed weights that were ever asked for.
   int64_t allocated() const { return allocated_; }
 
@@ -76,6 +78,7 @@ class TracingBackend final : public Backend {
   std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
     std::unique_ptr<PackedWeight> packed = inner_->Pack(matrices);
     allocated_ += packed->bytes;
+    packed_.push_back(matrices);
     return packed;
   }
   int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
@@ -172,6 +175,7 @@ class TracingBackend final : public Backend {
   bool computes_ = true;
   std::vector<uint64_t> trace_, shape_;              // of the step in progress
   int64_t allocated_ = 0;
+  std::vector<std::vector<StackedSource>> packed_;
   std::map<uint64_t, std::vector<uint64_t>> shapes_;
   std::map<uint64_t, std::vector<uint64_t>> steps_;  // by key
   std::vector<uint64_t> recorded_;
