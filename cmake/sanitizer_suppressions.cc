@@ -8,10 +8,9 @@ extern "C" int dlclose(void*) { return 0; }
 
 extern "C" const char* __lsan_default_suppressions();
 extern "C" const char* __lsan_default_suppressions() {
-  // OpenMPI keeps what it allocates at its start. Only it calls asprintf, whose caller's frame cannot be
-  // followed.
+  // OpenMPI keeps what it allocates at its start.
   return "leak:libmpi\nleak:libopen-pal\nleak:libopen-rte\nleak:libpmix\nleak:libevent\nleak:libhwloc\n"
-         "leak:mca_\nleak:__vasprintf_internal\n";
+         "leak:mca_\n";
 }
 
 extern "C" const char* __tsan_default_suppressions();
