@@ -2,11 +2,12 @@
 """Where the steps of a model go on a GPU: every kernel of one layer of experts, in order.
 
   scripts/measure_stages.py --model DIR --batch 1 8 64 256 --prompt 2048 --out stages.jsonl
+  scripts/measure_stages.py --model DIR --simulate-layout 8,1 --batch 1 8 64 128   # one rank of eight
 
-DIR needs a config.json only; weights are random, and of its layers --layers are run. Runs
-hadal-model-bench under Nsight Compute (ncu), which runs one kernel at a time: times are those of kernels
-alone, without the overlap and the gaps of a real step, and bytes are what the card counted as read from
-its memory. Prints a table for each step, with bytes in percent of --read and operations in percent of
+DIR needs a config.json only; weights are random, and of its layers --layers are run, one of them dense.
+Runs hadal-model-bench under Nsight Compute (ncu), which runs one kernel at a time: times are those of
+kernels alone, without the overlap and the gaps of a real step, and bytes are what the card counted as read
+from its memory. Prints a table for each step, with bytes in percent of --read and operations in percent of
 --products where they are given."""
 
 import argparse
@@ -106,8 +107,9 @@ def layers(step):
 class Stages:
     """Names and operations of a layer's kernels, by where they stand between the known ones."""
 
-    def __init__(self, config, tokens, context, decode):
-        c, heads = config, config["n_heads"]
+    def __init__(self, config, tokens, context, decode, layout=(1, 1)):
+        tensor, data = layout
+        c, heads = config, config["n_heads"] // tensor
         nope, rope, value = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
         latent, dim = c["kv_lora_rank"], c["dim"]
         q_rank = c["q_lora_rank"]
@@ -115,7 +117,8 @@ class Stages:
         self.decode = decode
         self.absent = {"keys and values up"} if decode else {"absorbed queries", "values up"}
         pairs = tokens * context if decode else tokens * (context + 1) / 2
-        chosen = c["n_activated_experts"] + c["n_shared_experts"]
+        # Experts are spread over all ranks and get the tokens of all groups.
+        chosen = (c["n_activated_experts"] + c["n_shared_experts"]) / tensor
         attend = heads * (2 * latent + rope if decode else nope + rope + value)
         self.flops = {"queries, latent": 2 * tokens * into,
                       "absorbed queries": 2 * tokens * heads * nope * latent,
@@ -190,13 +193,17 @@ def main():
     parser.add_argument("--context", type=int, default=512, help="tokens before decoding")
     parser.add_argument("--layers", type=int, default=5, help="that are run")
     parser.add_argument("--prompt", type=int, nargs="*", default=[2048], help="prompt lengths")
+    parser.add_argument("--simulate-layout", default="1,1", metavar="T,D",
+                        help="the shard of one rank of so many, alone on the card")
     parser.add_argument("--read", type=float, help="GB/s that the card reads at best")
     parser.add_argument("--products", type=float, help="TFLOP/s that it multiplies at best")
     parser.add_argument("--out", help="file for JSON lines")
     args = parser.parse_args()
+    args.simulate_layout = tuple(map(int, args.simulate_layout.split(",")))
     with open(os.path.join(args.model, "config.json")) as file:
         config = json.load(file)
     config["n_layers"] = min(config["n_layers"], args.layers)
+    config["n_dense_layers"] = min(config["n_dense_layers"], 1)
     with tempfile.TemporaryDirectory() as model:
         with open(os.path.join(model, "config.json"), "w") as file:
             json.dump(config, file)
@@ -213,15 +220,18 @@ def main():
 def profile_steps(args, config, model):
     """(name, kernels, Stages) of every step that is asked for."""
     bench = [args.bench, "--device", "cuda", "--dummy", "--model", model, "--repeats", "1", "--steps", "1"]
+    layout = args.simulate_layout
+    if layout != (1, 1):
+        bench += ["--simulate-layout", "{},{}".format(*layout)]
     runs = []
     if args.batch:
         found = steps(profile(bench + ["--prompt", "2048", "--prompt-batch", "4", "--context",
                                        str(args.context), "--batch", *map(str, args.batch)], args.ncu))
         for batch, step in zip(args.batch, last_decodes(found)):
-            runs.append((f"decode, {batch}", step, Stages(config, batch, args.context, True)))
+            runs.append((f"decode, {batch}", step, Stages(config, batch, args.context, True, layout)))
     for prompt in args.prompt:
         found = steps(profile(bench + ["--prompt", str(prompt), "--context", "64", "--batch", "1"], args.ncu))
-        runs.append((f"prompt of {prompt}", longest_prompt(found), Stages(config, prompt, prompt, False)))
+        runs.append((f"prompt of {prompt}", longest_prompt(found), Stages(config, prompt, prompt, False, layout)))
     return runs
 
 

@@ -24,6 +24,11 @@ struct Product {
   bool silu_mul = false;
 };
 
+// FP8 weights that take longer to widen than what surrounds a product.
+inline bool IsLargeF8(const CudaPackedWeight& w) {
+  return w.dtype == DType::kF8E4M3 && w.n * w.k >= int64_t{16} << 20;
+}
+
 // The ways to compute a product. A function returns false, and has done nothing, where its way does
 // not exist for these operands. Weights are read before the kernel waits for the one before it:
 // where a kernel has written them, another one must have waited for it and only then have let its

@@ -19,7 +19,7 @@ bool Fits(const Product& p) {
 FewPlan ChooseFewPlan(const Product& p, const CudaContext& context) {
   const CudaPackedWeight& w = *p.w;
   const bool f8 = w.dtype == DType::kF8E4M3;
-  FewPlan plan{.rows = p.m <= 16 ? 64 : 128, .splits = 1};
+  FewPlan plan{.rows = p.m <= 16 && !IsLargeF8(w) ? 64 : 128, .splits = 1};
   const int64_t tiles =
       CeilDiv(w.n, plan.rows) * p.matrices * CeilDiv(p.m, 64);
   const int64_t step = 128 / DTypeSize(w.dtype) * (128 / plan.rows);

@@ -98,9 +98,10 @@ bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
 // The paths that keep outputs of rows in FP32 take so many tokens at a time.
 constexpr int kChunkTokens = 1024;
 
-// Rows per expert in the mean from which tiles of 128 rows are faster: on an H100, bf16, stream and
-// tile take 443 us and 422 to 424 at 12 rows, 486 and 430 at 24.
-constexpr int64_t kManyRows = 16;
+// Rows per expert in the mean from which tiles of 128 rows are faster: on an H200, stream and tile take
+// of the lite model in bf16 297 and 289 us at 6 rows, 320 and 296 at 12; of FP8 171 and 165, 178 and 173;
+// of one of 8 ranks of 671B 381 and 386 at 4, 405 and 394 at 8.
+constexpr int64_t kManyRows = 6;
 
 // The fastest that fits.
 MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {

@@ -60,7 +60,9 @@ struct StreamItems {
     count = shared_items + __ldcg(a.experts.num_tiles) * tiles_n;
   }
 
+  // Items behind the last one have no rows.
   __device__ __forceinline__ StreamItem At(int item) const {
+    if (item >= count) return {{0, 0, 0}, 0, false};
     if (item < shared_items) {
       const int first = item % shared_tiles * tokens_;
       return {{0, first, min(tokens_, a.shared.rows - first)},

@@ -18,7 +18,7 @@ namespace hadal::cuda {
 inline constexpr int kStreamF8Producers = 128;
 inline constexpr int kStreamF8Threads = kStreamF8Producers + 256;
 inline constexpr int kStreamF8Box = 64 * 128;  // bytes of a warpgroup's weights
-inline constexpr int kStreamF8Lag = 2;  // steps under way when the producer announces an older one
+inline constexpr int kStreamF8LookAhead = 4;  // step at which the next item's tokens are looked up
 
 struct StreamF8Part : StreamPart {
   SplitView split;  // instead of x
@@ -72,8 +72,30 @@ struct StreamF8Slot {
   }
 };
 
-// Where a producer thread reads: chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i of a slot,
-// and the scale of token threadIdx.x.
+// Which tokens an item reads: a thread copies chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i of a
+// slot, and the scale of token threadIdx.x.
+template <typename Shape>
+struct StreamF8Source {
+  static constexpr int kTokens = Shape::kTokens / 16;  // of a thread
+  int token[kTokens];
+  int scaled;
+
+  // Starts the loads; nothing waits for them.
+  __device__ __forceinline__ void Fetch(const StreamF8Part& p, const RowTile& tile) {
+#pragma unroll
+    for (int i = 0; i < kTokens; ++i) token[i] = At(p, tile, static_cast<int>(threadIdx.x) / 8 + i * 16);
+    scaled = At(p, tile, static_cast<int>(threadIdx.x));
+  }
+
+ private:
+  // Tokens behind the last one read it.
+  __device__ __forceinline__ static int At(const StreamF8Part& p, const RowTile& tile, int token) {
+    const int from = tile.first + max(min(token, tile.count - 1), 0);
+    return p.source == nullptr ? from : __ldcg(p.source + from);
+  }
+};
+
+// Where a producer thread reads.
 template <typename Shape>
 struct StreamF8Gather {
   static constexpr int kRows = Shape::kXRows / 16;
@@ -82,22 +104,19 @@ struct StreamF8Gather {
   uint32_t offset[kRows];
   int valid = 0;  // bit i; bit kRows: the scale
 
-  __device__ __forceinline__ StreamF8Gather(const StreamF8Part& p, const RowTile& tile)
+  __device__ __forceinline__ StreamF8Gather(const StreamF8Part& p, const RowTile& tile,
+                                            const StreamF8Source<Shape>& source)
       : codes(p.split.codes) {
-    const auto row_of = [&](int r) {
-      const int from = tile.first + min(r, tile.count - 1);
-      return p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div;
-    };
+    const auto row_of = [&](int from) { return p.source == nullptr ? from : from / p.source_div; };
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16, token = r % Shape::kTokens;
-      const int row = row_of(token) * 2 + r / Shape::kTokens;
+      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16;
+      const int row = row_of(source.token[i % source.kTokens]) * 2 + r / Shape::kTokens;
       offset[i] = static_cast<uint32_t>(row) * p.split.blocks * 128 + threadIdx.x % 8 * 16;
-      valid |= static_cast<int>(token < tile.count) << i;
+      valid |= static_cast<int>(r % Shape::kTokens < tile.count) << i;
     }
-    const int token = threadIdx.x;
-    scale = p.split.scales + int64_t{row_of(token)} * p.split.blocks;
-    valid |= static_cast<int>(token < min(tile.count, Shape::kTokens)) << kRows;
+    scale = p.split.scales + int64_t{row_of(source.scaled)} * p.split.blocks;
+    valid |= static_cast<int>(static_cast<int>(threadIdx.x) < min(tile.count, Shape::kTokens)) << kRows;
   }
   __device__ __forceinline__ void Copy(uint32_t x, uint32_t scales, int step) const {
 #pragma unroll
@@ -150,35 +169,29 @@ template <typename Shape>
 __device__ __forceinline__ void ProduceStream(const StreamF8Args& a,
                                               const StreamItems<Shape, StreamF8Args>& items,
                                               const StreamF8Memory<Shape>& memory, int started) {
-  StreamF8Slot<Shape> slot, announced;
-  int pending = 0;
-  const auto announce = [&] {
-    FenceForProducts();
-    Arrive(memory.full(announced.index));
-    announced.Next();
-    --pending;
-  };
+  StreamF8Slot<Shape> slot;
+  StreamItem next = items.At(blockIdx.x);
+  StreamF8Source<Shape> source;
+  source.Fetch(items.part(next), next.tile);
   for (int i = blockIdx.x; i < items.count; i += gridDim.x) {
-    const StreamItem item = items.At(i);
-    const StreamF8Gather<Shape> gather(items.part(item), item.tile);
+    const StreamItem item = next;
+    const StreamF8Gather<Shape> gather(items.part(item), item.tile, source);
     const int steps = items.Steps(item);
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
+      const uint32_t full = memory.full(slot.index);
       if (threadIdx.x == 0 && --started < 0) {
-        CopyStreamWeights<Shape>(a, item, step, memory.weights(slot.index),
-                                 memory.full(slot.index));
+        CopyStreamWeights<Shape>(a, item, step, memory.weights(slot.index), full);
       }
       gather.Copy(memory.x(slot.index), memory.scales(slot.index), step);
-      CommitCopies();
+      ArriveWhenCopied(full);
       slot.Next();
-      if (++pending > kStreamF8Lag) {
-        AwaitCopies<kStreamF8Lag>();
-        announce();
+      if (step == min(kStreamF8LookAhead, steps - 1)) {
+        next = items.At(i + gridDim.x);
+        source.Fetch(items.part(next), next.tile);
       }
     }
   }
-  AwaitCopies<0>();
-  while (pending > 0) announce();
 }
 
 // Of a thread: rows g and g + 8 of its warp's 16, tokens 8 j + 2 q and the next.
@@ -238,8 +251,10 @@ __device__ __forceinline__ void ConsumeStream(const StreamItems<Shape, StreamF8A
   const int group = threadIdx.x / 128 - 1, warp = threadIdx.x % 128 / 32, g = threadIdx.x % 32 / 4;
   const int local = Shape::kIsGated ? group * 32 + warp * 8 + g : group * 64 + warp * 16 + g;
   StreamF8Slot<Shape> slot;
+  StreamItem next = items.At(blockIdx.x);
   for (int i = blockIdx.x; i < items.count; i += gridDim.x) {
-    const StreamItem item = items.At(i);
+    const StreamItem item = next;
+    next = items.At(i + gridDim.x);
     const StreamF8Part& p = items.part(item);
     const int output = item.first + local, steps = items.Steps(item);
     const int64_t row = min(output, p.n - 1);
@@ -254,6 +269,7 @@ __device__ __forceinline__ void ConsumeStream(const StreamItems<Shape, StreamF8A
       next_low = __ldg(low + ahead);
       next_high = __ldg(high + ahead);
       AwaitBarrier(memory.full(slot.index), slot.parity);
+      FenceForProducts();  // tokens came by ordinary writes
       MultiplySlot<Shape>(memory, slot.index, group, now_low, now_high, sums);
       if (threadIdx.x % 32 == 0) Arrive(memory.empty(slot.index));
       slot.Next();

@@ -28,6 +28,9 @@ constexpr Shape kShapes[] = {
     {"16B shared w13", 5632, 2048},
     {"16B shared w2", 2048, 2816},
     {"16B head", 102400, 2048, 1, true},
+    {"671B o", 7168, 16384},
+    {"671B q_b", 24576, 1536},
+    {"671B o of 8", 7168, 2048},
     {"16B w_uk heads", 512, 128, 16},
     {"16B w_uv heads", 128, 512, 16},
 };
@@ -133,7 +136,7 @@ void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
 
 }  // namespace
 
-int Main() {
+int Main(const std::string& only) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("skipped: no CUDA device\n");
@@ -145,11 +148,14 @@ int Main() {
               ceilings.read_gbs, ceilings.bf16_tflops,
               static_cast<long long>(ceilings.l2_bytes >> 20));
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const Shape& shape : kShapes) BenchShape(shape, dtype, ceilings, context);
+    for (const Shape& shape : kShapes) {
+      if (std::string(shape.what).starts_with(only)) BenchShape(shape, dtype, ceilings, context);
+    }
   }
   return 0;
 }
 
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+// The shapes whose names begin with the argument, or all.
+int main(int argc, char** argv) { return hadal::bench::Main(argc > 1 ? argv[1] : ""); }

@@ -143,6 +143,8 @@ TEST_CASE("few rows, aligned shapes") {
       CheckProduct(
           {.m = m, .weight = {.n = 200, .k = 1488, .dtype = dtype, .col_offset = 64}, .x_pad = 8},
           device, rng);
+      CheckProduct({.m = m, .weight = {.n = 208, .k = 1488, .dtype = dtype, .col_offset = 64}}, device,
+                   rng);
     }
     // One block of outputs per kernel variant, few inputs; and enough outputs for every split.
     for (const int64_t n : {128, 1000, 2048, 5000}) {
@@ -153,6 +155,9 @@ TEST_CASE("few rows, aligned shapes") {
     }
     CheckProduct({.m = 5, .weight = {.n = 40000, .k = 128, .dtype = dtype}, .float_out = true},
                  device, rng);
+    for (const int m : {3, 40}) {
+      CheckProduct({.m = m, .weight = {.n = 12800, .k = 2048, .dtype = dtype}}, device, rng);
+    }
   }
 }
 

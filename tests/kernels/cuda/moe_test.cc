@@ -247,6 +247,11 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
       {"fp8 290 tokens, skewed", 290, 3, 7, 4, 384, 320, 192, kF8, kBf, true},
       {"bf16 1100 tokens", 1100, 2, 5, 3, 136, 72, 40},
       {"fp8 300 tokens, row scales", 300, 2, 4, 3, 256, 200, 192, kF8, kBf, true, 1, 64},
+      // Tiles in pairs, of experts with even and odd numbers of them.
+      {"bf16 1000 tokens, skewed", 1000, 3, 7, 4, 192, 264, 136, kBf, kBf, true},
+      {"fp8 1100 tokens, skewed", 1100, 3, 6, 5, 640, 384, 256, kF8, kBf, true},
+      {"bf16 390 tokens, one expert", 390, 1, 1, 1, 200, 392, 72},
+      {"fp8 260 tokens, one expert", 260, 1, 1, 1, 384, 256, 128, kF8},
   });
 }
 
