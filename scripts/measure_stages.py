@@ -108,7 +108,7 @@ class Stages:
     """Names and operations of a layer's kernels, by where they stand between the known ones."""
 
     def __init__(self, config, tokens, context, decode, layout=(1, 1)):
-        tensor, data = layout
+        tensor, _ = layout
         c, heads = config, config["n_heads"] // tensor
         nope, rope, value = c["qk_nope_head_dim"], c["qk_rope_head_dim"], c["v_head_dim"]
         latent, dim = c["kv_lora_rank"], c["dim"]
@@ -184,6 +184,12 @@ def stage_row(name, kernels, seconds, read_bytes, flops, read, products):
     return row
 
 
+def layout(text):
+    """(T, D) of T,D."""
+    tensor, data = map(int, text.split(","))
+    return tensor, data
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("--model", required=True, help="folder with a config.json")
@@ -193,13 +199,12 @@ def main():
     parser.add_argument("--context", type=int, default=512, help="tokens before decoding")
     parser.add_argument("--layers", type=int, default=5, help="that are run")
     parser.add_argument("--prompt", type=int, nargs="*", default=[2048], help="prompt lengths")
-    parser.add_argument("--simulate-layout", default="1,1", metavar="T,D",
+    parser.add_argument("--simulate-layout", type=layout, default=(1, 1), metavar="T,D",
                         help="the shard of one rank of so many, alone on the card")
     parser.add_argument("--read", type=float, help="GB/s that the card reads at best")
     parser.add_argument("--products", type=float, help="TFLOP/s that it multiplies at best")
     parser.add_argument("--out", help="file for JSON lines")
     args = parser.parse_args()
-    args.simulate_layout = tuple(map(int, args.simulate_layout.split(",")))
     with open(os.path.join(args.model, "config.json")) as file:
         config = json.load(file)
     config["n_layers"] = min(config["n_layers"], args.layers)
@@ -220,18 +225,18 @@ def main():
 def profile_steps(args, config, model):
     """(name, kernels, Stages) of every step that is asked for."""
     bench = [args.bench, "--device", "cuda", "--dummy", "--model", model, "--repeats", "1", "--steps", "1"]
-    layout = args.simulate_layout
-    if layout != (1, 1):
-        bench += ["--simulate-layout", "{},{}".format(*layout)]
+    if args.simulate_layout != (1, 1):
+        bench += ["--simulate-layout", "{},{}".format(*args.simulate_layout)]
+    stages = lambda tokens, context, decode: Stages(config, tokens, context, decode, args.simulate_layout)
     runs = []
     if args.batch:
         found = steps(profile(bench + ["--prompt", "2048", "--prompt-batch", "4", "--context",
                                        str(args.context), "--batch", *map(str, args.batch)], args.ncu))
         for batch, step in zip(args.batch, last_decodes(found)):
-            runs.append((f"decode, {batch}", step, Stages(config, batch, args.context, True, layout)))
+            runs.append((f"decode, {batch}", step, stages(batch, args.context, True)))
     for prompt in args.prompt:
         found = steps(profile(bench + ["--prompt", str(prompt), "--context", "64", "--batch", "1"], args.ncu))
-        runs.append((f"prompt of {prompt}", longest_prompt(found), Stages(config, prompt, prompt, False, layout)))
+        runs.append((f"prompt of {prompt}", longest_prompt(found), stages(prompt, prompt, False)))
     return runs
 
 
