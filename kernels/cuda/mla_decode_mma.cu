@@ -1,7 +1,7 @@
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/mla_decode_mma.cuh"
 #include "kernels/cuda/mla_flash.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
 
 // Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by
 // the reading of the cache. A CTA keeps three tiles of 64 keys in flight; a tile serves as keys and
@@ -12,94 +12,9 @@ namespace hadal::cuda {
 namespace {
 
 using flash::RowState;
-
-constexpr int kRows = 16;
-constexpr int kDim = kDecodeDim;
-constexpr int kSteps = kDim / 16;
-constexpr int kThreads = 256;
-constexpr int kWarps = kThreads / 32, kStages = 3;
-constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
-constexpr int kStageBytes = kBlockSize * kPitch;
-constexpr int kWeightPitch = kBlockSize * 2 + 16;
-constexpr int kQueryChunk = 128;  // columns of the queries staged at once
-constexpr int kQueryPitch = kQueryChunk * 2 + 16;
-
-struct Shared {
-  char stages[kStages][kStageBytes];
-  char weights[kRows * kWeightPitch];
-  char queries[kRows * kQueryPitch];
-  float of_warp[kWarps][kRows];
-  uint64_t full[kStages];
-  int schedule[32];
-  DecodeRun run;
-  DecodeSegment segment;  // thread 0 writes it between two barriers
-};
+using namespace decode16;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
-
-// Brings the run's tiles into the stages, one after the other: keys of earlier steps (old), of this
-// one, or both. All threads keep the same state, each warp copies its 8 keys.
-struct Producer {
-  int item;
-  int old;  // keys
-  int first_block;
-  int keys, tiles, tile;
-  int left;   // tiles not yet on their way
-  int block;  // of the next tile
-
-  __device__ __forceinline__ void Enter(const DecodeItem& next) {
-    item = next.index;
-    old = next.row.start_pos;
-    first_block = next.row.first_block;
-    keys = next.keys;
-    tiles = next.tiles;
-  }
-  __device__ __forceinline__ void LoadBlock(const DecodeArgs& a) {
-    if (left > 0) block = a.p.rows.block_tables[first_block + tile];
-  }
-  template <bool kOld, bool kNew>
-  __device__ __forceinline__ void Issue(const DecodeArgs& a, Shared& shared, int stage) {
-    if (left == 0) return;
-    const int valid = min(kBlockSize, keys - tile * kBlockSize);
-    const uint32_t barrier = SharedAddress(&shared.full[stage]);
-    if (kOld && threadIdx.x == 0) BarrierArriveExpect(barrier, valid * kDim * 2);
-    const int lane = threadIdx.x % 32, key = threadIdx.x / 32 * 8 + lane;
-    if (lane < 8 && key < valid && (tile * kBlockSize + key < old ? kOld : kNew)) {
-      const char* from = static_cast<const char*>(a.p.cache) +
-                         (static_cast<int64_t>(block) * kBlockSize + key) * (kDim * 2);
-      BulkCopy(SharedAddress(shared.stages[stage] + key * kPitch), from, kDim * 2, barrier);
-    }
-    if (--left > 0 && ++tile == tiles) {
-      Enter(NextItem(a, item));
-      tile = 0;
-    }
-    LoadBlock(a);
-  }
-};
-
-// The item's queries as fragments of all 36 steps, through shared memory chunk by chunk.
-__device__ __forceinline__ void LoadQueries(const DecodeArgs& a, const DecodeItem& item,
-                                            Shared& shared, uint32_t (&q)[kSteps][4]) {
-  constexpr int kChunks = (kDim + kQueryChunk - 1) / kQueryChunk;
-  const int row = threadIdx.x / 16, piece = threadIdx.x % 16;
-  const int lane = threadIdx.x % 32;
-  uint4 loaded[kChunks];
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    loaded[c] = LoadQuery(a, item, item.first + row, c * kQueryChunk + piece * 8);
-  }
-  const uint32_t from = SharedAddress(shared.queries + lane % 16 * kQueryPitch + lane / 16 * 16);
-#pragma unroll
-  for (int c = 0; c < kChunks; ++c) {
-    __syncthreads();
-    *reinterpret_cast<uint4*>(shared.queries + row * kQueryPitch + piece * 16) = loaded[c];
-    __syncthreads();
-#pragma unroll
-    for (int s = c * 8; s < min(kSteps, c * 8 + 8); ++s) {
-      LoadMatrices(from + (s - c * 8) * 32, q[s]);
-    }
-  }
-}
 
 // Rows of the tile that hold no key of the item would bring NaNs into the products.
 __device__ __forceinline__ void ClearRows(char* stage, int valid) {
@@ -207,11 +122,18 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
 
 using Ring = DecodeRing<kStages>;
 
+// One stage, the one before the ring's, is empty between segments.
 __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Ring& ring,
                                            Producer& producer) {
   const DecodeSegment& s = shared.segment;
+  const int empty = (ring.stage + kStages - 1) % kStages;
+  uint4 pieces[kQueryPieces];
+  FetchQueries(a, s.item, pieces);
+  if (s.done == 0) ClearMerges<kThreads>(a);
+  if (threadIdx.x == 0) NoteMerge(a, shared.run, s);
   uint32_t q[kSteps][4];
-  LoadQueries(a, s.item, shared, q);
+  SpreadQueries(shared.stages[empty], pieces, q);
+  producer.Issue<true, true>(a, shared, empty);
   RowState state;
   float o[8][4] = {};
 #pragma unroll
@@ -221,7 +143,8 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     state.l[r] = 0;
     state.limit[r] = KeysOfPair(a, s.item, pair);
   }
-  for (int t = s.tile; t < s.tile + s.tiles; ++t, ring.Advance()) {
+  const int end = s.tile + s.tiles;
+  for (int t = s.tile; t < end; ++t, ring.Advance()) {
     char* stage = shared.stages[ring.stage];
     BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
     const int valid = s.item.keys - t * kBlockSize;
@@ -231,7 +154,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     Softmax(a, t * kBlockSize, scores, state, shared, o);
     AddValues(stage, shared.weights, o);
     __syncthreads();
-    producer.Issue<true, true>(a, shared, ring.stage);
+    if (t + 1 < end) producer.Issue<true, true>(a, shared, ring.stage);
   }
   WriteSegment(a, s, state, shared, o);
 }
@@ -259,20 +182,22 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) shared.run = run, shared.segment = FirstSegment(a, run);
   }
   Producer early = producer;
-  for (int stage = 0; stage < kStages; ++stage) early.Issue<true, false>(a, shared, stage);
+  for (int stage = 0; stage + 1 < kStages; ++stage) early.Issue<true, false>(a, shared, stage);
+  __syncthreads();
   cudaGridDependencySynchronize();
-  ClearMerges<kThreads>(a);
-  if (run.tiles == 0) return;
-  if (threadIdx.x == 0) NoteMerge(a, shared.run, shared.segment);
-  for (int stage = 0; stage < kStages; ++stage) producer.Issue<false, true>(a, shared, stage);
+  for (int stage = 0; stage + 1 < kStages; ++stage) producer.Issue<false, true>(a, shared, stage);
+  if (run.tiles == 0) {
+    ClearMerges<kThreads>(a);
+    return;
+  }
   Ring ring;
   while (true) {
-    __syncthreads();
     RunSegment(a, shared, ring, producer);
     const DecodeSegment& s = shared.segment;
     if (s.done + s.tiles == shared.run.tiles) break;
     __syncthreads();
-    if (threadIdx.x == 0) EnterSegment(a, shared.run, false, shared.segment);
+    if (threadIdx.x == 0) NextSegment(a, shared.run, shared.segment);
+    __syncthreads();
   }
 #endif
 }
@@ -289,7 +214,7 @@ void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  const int ctas = PrepareDecode(args, kRows, context);
+  const int ctas = PrepareDecode(args, kRows, 1, context);
   Launch(MmaDecodeKernel, dim3(ctas), dim3(kThreads), sizeof(Shared), context, args);
   HADAL_CUDA_LAUNCHED();
   MergeDecode(args, ctas, context);

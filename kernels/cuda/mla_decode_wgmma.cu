@@ -3,9 +3,9 @@
 #include "kernels/cuda/mla_decode_turns.cuh"
 
 // Absorbed attention of 64 (query, head) pairs at a time on Hopper, latent 512 + rotary 64, bf16.
-// Two warpgroups share a tile of 64 keys, which serves as keys and as values: each makes the scores
-// of 32 keys and keeps 256 of the 512 columns of the output; weights change hands in shared memory.
-// A third one runs the copy engine.
+// Two warpgroups take two tiles of 64 keys at a time, which serve as keys and as values: each makes
+// the scores of one and keeps 256 of the 512 columns of the output. A third one runs the copy
+// engine.
 
 namespace hadal::cuda {
 namespace {
@@ -23,9 +23,9 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
     l[r] = w.state.l[r] + __shfl_xor_sync(0xffffffffu, w.state.l[r], 1);
     l[r] += __shfl_xor_sync(0xffffffffu, l[r], 2);
   }
-  Leave(l, shared.of_group[group]);
+  Leave(l, shared.sums[group]);
   SyncConsumers();
-  Fetch(shared.of_group[group ^ 1], other);
+  Fetch(shared.sums[group ^ 1], other);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     l[r] += other[r];
@@ -37,6 +37,7 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
 
 __device__ __forceinline__ void BeginSegment(const DecodeArgs& a, const DecodeSegment& s,
                                              Shared& shared, Work& w) {
+  if (threadIdx.x == 0) NoteMerge(a, shared.run, s);
   LoadQueries(a, s.item, shared);
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
@@ -46,33 +47,38 @@ __device__ __forceinline__ void BeginSegment(const DecodeArgs& a, const DecodeSe
   }
 }
 
-__device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Ring& ring) {
+__device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Phases& phases) {
   const DecodeSegment& s = shared.segment;
-  const int group = threadIdx.x / 128;
+  const int group = threadIdx.x / 128, end = s.tile + s.tiles;
   Work w = {};
   BeginSegment(a, s, shared, w);
-  for (int tile = s.tile; tile < s.tile + s.tiles; ++tile, ring.Advance()) {
+  for (int tile = s.tile; tile < end; tile += 2) {
+    const bool both = tile + 1 < end;
     const int valid = s.item.keys - tile * kBlockSize;
-    if (valid < kBlockSize) ClearBehind(valid, shared, ring);
+    if (valid < kBlockSize) ClearBehind(valid, 0, shared, phases);
+    if (both && valid < 2 * kBlockSize) ClearBehind(valid - kBlockSize, 1, shared, phases);
     if (group == 0) {
-      FirstTurn(a, s, tile, shared, ring, w);
+      FirstTurn(a, s, tile, both, shared, phases, w);
+    } else if (both) {
+      SecondTurn(a, s, tile + 1, shared, phases, w);
     } else {
-      SecondTurn(a, s, tile, shared, ring, w);
+      SecondTurn(shared, phases, w);
     }
+    phases.Advance(both);
   }
   WriteSegment(a, s, group, shared, w);
 }
 
 __device__ void Consume(const DecodeArgs& a, Shared& shared) {
-  if (threadIdx.x == 0) EnterSegment(a, shared.run, true, shared.segment);
-  Ring ring;
+  if (threadIdx.x == 0) shared.segment = FirstSegment(a, shared.run);
+  Phases phases;
   while (true) {
     SyncConsumers();
-    RunSegment(a, shared, ring);
+    RunSegment(a, shared, phases);
     const DecodeSegment& s = shared.segment;
     if (s.done + s.tiles == shared.run.tiles) break;
     SyncConsumers();
-    if (threadIdx.x == 0) EnterSegment(a, shared.run, false, shared.segment);
+    if (threadIdx.x == 0) NextSegment(a, shared.run, shared.segment);
   }
 }
 
@@ -93,20 +99,20 @@ __global__ void __launch_bounds__(kThreads, 1)
         BarrierInit(SharedAddress(&shared.empty[i][part]), 4);  // the warps that read it last
       }
     }
-    for (uint64_t& signal : shared.signal) BarrierInit(SharedAddress(&signal), 128);
+    for (uint64_t& weights : shared.weights) BarrierInit(SharedAddress(&weights), 128);
     FenceAsync();
   }
-  cudaGridDependencySynchronize();
-  ClearMerges<kThreads>(a);
+  // Rows and block tables were there before the step began.
   const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
-  if (run.tiles == 0) return;
   if (threadIdx.x == 0) shared.run = run;
   if (threadIdx.x >= kProducer) {
     GiveRegisters<24>();
-    if (threadIdx.x == kProducer) Produce(a, cache, run, shared);
+    if (threadIdx.x == kProducer && run.tiles > 0) Produce(a, cache, run, shared);
   } else {
     TakeRegisters<240>();
-    Consume(a, shared);
+    cudaGridDependencySynchronize();
+    ClearMerges<kConsumers>(a);
+    if (run.tiles > 0) Consume(a, shared);
   }
 #endif
 }
@@ -126,7 +132,7 @@ void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  const int ctas = PrepareDecode(args, kRows, context);
+  const int ctas = PrepareDecode(args, kRows, kStages, context);
   // How many rows the cache has is not known here, nor needed: block tables name rows that exist.
   const CUtensorMap cache = TensorMap2d(p.cache, kDim, int64_t{1} << 30, kDim * 2, kBlockSize);
   Launch(WgmmaDecodeKernel, dim3(ctas), dim3(kThreads), kSharedBytes, context, args, cache);

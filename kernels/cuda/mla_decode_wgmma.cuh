@@ -4,72 +4,101 @@
 #include "kernels/cuda/mla_wgmma.cuh"
 #include "kernels/cuda/tensor_map.h"
 
-// Shared memory of the decode kernel of 64 pairs, and how queries and tiles get there.
+// Shared memory of the decode kernel of 64 pairs, and how queries and tiles get there. Tiles are
+// taken two at a time within a segment: the first into stage 0, the second, if there is one, into
+// stage 1.
 
 namespace hadal::cuda::decode64 {
 
 inline constexpr int kRows = 64;
 inline constexpr int kDim = kDecodeDim;
-inline constexpr int kStages = 2;
+inline constexpr int kStages = 2;       // one for each warpgroup
 inline constexpr int kConsumers = 256;  // threads
 inline constexpr int kThreads = kConsumers + 128;
 inline constexpr int kBoxes = kDim / 64;
+inline constexpr int kRotaryBox = kBoxes - 1;
 inline constexpr int kBoxBytes = 64 * 128;  // 64 columns of 64 rows
 inline constexpr int kTileBytes = kBoxes * kBoxBytes;
 inline constexpr int kProducer = kConsumers;  // its first thread
 
-// A tile comes and goes in two parts: the columns that warpgroup 0 and 1 keep of the output, the
-// second with the rotary columns.
+// A tile comes and goes in two parts. Warpgroup g makes the scores of the tile in stage g and keeps
+// columns 256 g to 256 g + 255 of the output. Part 0 of stage g is these columns, which only that
+// warpgroup reads; part 1 is the rest, which the other reads last: its half of the values, and the
+// rotary columns, whose place then holds the tile's weights.
 inline constexpr int kParts = 2;
-__host__ __device__ constexpr int FirstBox(int part) { return part < kParts ? part * 4 : kBoxes; }
-
-// What one warpgroup tells the other, in this order for every tile.
-enum class Signal { kFirstMaximum, kSecondMaximum, kFirstWeights, kSecondWeights, kCount };
+__host__ __device__ constexpr int PartBoxes(int part) { return part == 0 ? 4 : kBoxes - 4; }
+__host__ __device__ constexpr int BoxOfPart(int stage, int part, int i) {
+  return i == 4 ? kRotaryBox : (stage ^ part) * 4 + i;
+}
 
 struct Shared {
   char queries[kTileBytes];
   char tiles[kStages][kTileBytes];
-  char weights[kBoxBytes];
-  float of_group[2][kRows];
+  float maxima[2][kRows], sums[2][kRows];  // of the warpgroups
   uint64_t full[kStages][kParts], empty[kStages][kParts];
-  uint64_t signal[static_cast<int>(Signal::kCount)];
+  uint64_t weights[kStages];  // of the tile, and their maximum, are there
   int schedule[32];
   DecodeRun run;
   DecodeSegment segment;  // thread 0 writes it between two barriers
 };
 
-#if HADAL_SM90A
+// Parities of the stages' next tiles.
+struct Phases {
+  uint32_t stage[kStages] = {};
+  __device__ __forceinline__ void Advance(bool both) {
+    stage[0] ^= 1;
+    stage[1] ^= both ? 1 : 0;
+  }
+};
 
-using Ring = DecodeRing<kStages>;
+#if HADAL_SM90A
 
 __device__ __forceinline__ void SyncConsumers() {
   asm volatile("bar.sync 1, %0;" ::"n"(kConsumers) : "memory");
 }
 
-// One thread brings in all tiles of the run.
+template <int kPart>
+__device__ __forceinline__ void ProducePart(const CUtensorMap& cache, int stage, int block,
+                                            uint32_t parity, Shared& shared) {
+  const uint32_t full = SharedAddress(&shared.full[stage][kPart]);
+  BarrierWait(SharedAddress(&shared.empty[stage][kPart]), parity ^ 1);
+  BarrierArriveExpect(full, PartBoxes(kPart) * kBoxBytes);
+#pragma unroll 1
+  for (int i = 0; i < PartBoxes(kPart); ++i) {
+    const int box = BoxOfPart(stage, kPart, i);
+    CopyBox(SharedAddress(shared.tiles[stage] + box * kBoxBytes), &cache, box * 64,
+            block * kBlockSize, full);
+  }
+}
+
+// One thread brings in all tiles of the run. Keys of earlier steps do not wait for the kernels
+// before this one.
 __device__ inline void Produce(const DecodeArgs& a, const CUtensorMap& cache, const DecodeRun& run,
                                Shared& shared) {
   DecodeItem item = LoadItem(a, run.item);
-  Ring ring;
-  int tile = run.tile;
-  int block = a.p.rows.block_tables[item.row.first_block + tile];
-  for (int left = run.tiles; left > 0; --left, ring.Advance()) {
-    for (int part = 0; part < kParts; ++part) {
-      const uint32_t full = SharedAddress(&shared.full[ring.stage][part]);
-      const int first = FirstBox(part), end = FirstBox(part + 1);
-      BarrierWait(SharedAddress(&shared.empty[ring.stage][part]), ring.parity ^ 1);
-      BarrierArriveExpect(full, (end - first) * kBoxBytes);
-      for (int b = first; b < end; ++b) {
-        CopyBox(SharedAddress(shared.tiles[ring.stage] + b * kBoxBytes), &cache, b * 64,
-                block * kBlockSize, full);
-      }
-    }
-    if (left == 1) break;
-    if (++tile == item.tiles) {
+  Phases phases;
+  int tile = run.tile, count;
+  bool waited = false;
+  for (int left = run.tiles; left > 0; left -= count, tile += count) {
+    if (tile == item.tiles) {
       item = NextItem(a, item.index);
       tile = 0;
     }
-    block = a.p.rows.block_tables[item.row.first_block + tile];
+    count = min(2, min(left, item.tiles - tile));
+    const int32_t* blocks = a.p.rows.block_tables + item.row.first_block + tile;
+    const int first = blocks[0], second = count == 2 ? blocks[1] : 0;
+    if (!waited && (left < run.tiles || (tile + count) * kBlockSize > item.row.start_pos)) {
+      cudaGridDependencySynchronize();
+      waited = true;
+    }
+    // In the order in which they are given back.
+    ProducePart<0>(cache, 0, first, phases.stage[0], shared);
+    ProducePart<1>(cache, 0, first, phases.stage[0], shared);
+    if (count == 2) {
+      ProducePart<0>(cache, 1, second, phases.stage[1], shared);
+      ProducePart<1>(cache, 1, second, phases.stage[1], shared);
+    }
+    phases.Advance(count == 2);
   }
 }
 
@@ -87,28 +116,29 @@ __device__ inline void LoadQueries(const DecodeArgs& a, const DecodeItem& item, 
   SyncConsumers();
 }
 
-// Once for every tile, by all threads of a warpgroup, of which racecheck sees each.
-__device__ __forceinline__ void Send(Signal signal, Shared& shared) {
-  BarrierArrive(SharedAddress(&shared.signal[static_cast<int>(signal)]));
+// By all threads of a warpgroup, of which racecheck sees each.
+__device__ __forceinline__ void Send(int stage, Shared& shared) {
+  BarrierArrive(SharedAddress(&shared.weights[stage]));
 }
-__device__ __forceinline__ void Await(Signal signal, Shared& shared, const Ring& ring) {
-  static_assert(kStages == 2);  // so that the stage changes as often as a signal's parity
-  BarrierWait(SharedAddress(&shared.signal[static_cast<int>(signal)]), ring.stage);
+__device__ __forceinline__ void Await(int stage, Shared& shared, const Phases& phases) {
+  BarrierWait(SharedAddress(&shared.weights[stage]), phases.stage[stage]);
 }
 
-__device__ __forceinline__ void WaitPart(int part, Shared& shared, const Ring& ring) {
-  BarrierWait(SharedAddress(&shared.full[ring.stage][part]), ring.parity);
+__device__ __forceinline__ void WaitPart(int stage, int part, Shared& shared,
+                                         const Phases& phases) {
+  BarrierWait(SharedAddress(&shared.full[stage][part]), phases.stage[stage]);
 }
-__device__ __forceinline__ void ReleasePart(int part, Shared& shared, const Ring& ring) {
-  if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&shared.empty[ring.stage][part]));
+__device__ __forceinline__ void ReleasePart(int stage, int part, Shared& shared) {
+  if (threadIdx.x % 32 == 0) BarrierArrive(SharedAddress(&shared.empty[stage][part]));
 }
 
 // Rows that hold no key would bring NaNs into the products.
-__device__ __forceinline__ void ClearBehind(int valid, Shared& shared, const Ring& ring) {
-  for (int part = 0; part < kParts; ++part) WaitPart(part, shared, ring);
+__device__ __forceinline__ void ClearBehind(int valid, int stage, Shared& shared,
+                                            const Phases& phases) {
+  for (int part = 0; part < kParts; ++part) WaitPart(stage, part, shared, phases);
   for (int i = threadIdx.x; i < (kBlockSize - valid) * kBoxes * 8; i += kConsumers) {
     const int row = valid + i / (kBoxes * 8), box = i / 8 % kBoxes;
-    char* at = shared.tiles[ring.stage] + box * kBoxBytes + row * 128 + i % 8 * 16;
+    char* at = shared.tiles[stage] + box * kBoxBytes + row * 128 + i % 8 * 16;
     *reinterpret_cast<uint4*>(at) = make_uint4(0, 0, 0, 0);
   }
   FenceAsync();

@@ -18,55 +18,60 @@ __device__ __forceinline__ int64_t PartRow(const DecodeArgs& a, int4 merge, int 
   return static_cast<int64_t>(slot) * a.piece_rows + row;
 }
 
-// Weights 2^(m_j - m) / l of the parts of one (query, head) pair; a whole warp. Its lanes take
-// parts in turn.
-__device__ void PartWeights(const DecodeArgs& a, int4 merge, int row, float* weights) {
-  const int lane = threadIdx.x % 32, count = merge.z - merge.y + 1;
-  const auto ml = [&](int j) { return a.part_ml[PartRow(a, merge, j, row)]; };
-  float m = -INFINITY, l = 0;
-  for (int j = lane; j < count; j += 32) m = fmaxf(m, ml(j).x);
-  m = WarpMax(m);
-  for (int j = lane; j < count; j += 32) {
-    const float2 part = ml(j);
-    weights[j] = ExpDiff(part.x, m);
-    l += part.y * weights[j];
-  }
-  const float inverse = 1.0f / WarpSum(l);
-  for (int j = lane; j < count; j += 32) weights[j] *= inverse;
+__device__ __forceinline__ float4 LoadPart(const DecodeArgs& a, int4 merge, int j, int row,
+                                           int at) {
+  return reinterpret_cast<const float4*>(a.part_o + PartRow(a, merge, j, row) * kDecodeLatent)[at];
 }
 
-// Grid: (merge, row or group of rows). A group of threads takes a row; where `shared_rows`, all
-// groups take one row and every kGroups-th part of it.
-template <bool kSharedRows>
-__global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
-  __shared__ float weights[kGroups][kMaxRuns];
-  __shared__ float4 sums[kGroups][kGroup];
-  cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
-  const int4 merge = a.merges[blockIdx.x];
-  if (merge.x < 0) return;
-  const DecodeItem item = LoadItem(a, merge.x);
-  const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup;
-  const int row = kSharedRows ? blockIdx.y : blockIdx.y * kGroups + group;
-  if (at < 32) PartWeights(a, merge, row, weights[group]);
-  __syncthreads();
-  float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-  for (int j = kSharedRows ? group : 0; j <= merge.z - merge.y; j += kSharedRows ? kGroups : 1) {
-    const int64_t part = PartRow(a, merge, j, row);
-    const float4 o = reinterpret_cast<const float4*>(a.part_o + part * kDecodeLatent)[at];
-    const float w = weights[group][j];
-    sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
+// Elements 4 at .. 4 at + 3 of one (query, head) pair: of the parts first, first + step and so on,
+// the sum times 2^(m_j - m) / l, m and l of all. By whole warps: lane j % 32 has m and l of part j.
+// The first parts are fetched beside these.
+__device__ float4 WeightedSum(const DecodeArgs& a, int4 merge, int row, int at, int first,
+                              int step) {
+  constexpr int kAhead = 8;  // of at most 32 / step
+  const int lane = threadIdx.x % 32, count = merge.z - merge.y + 1;
+  const auto ml = [&](int j) {
+    return j < count ? a.part_ml[PartRow(a, merge, j, row)] : make_float2(-INFINITY, 0);
+  };
+  float4 ahead[kAhead];
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (first + i * step < count) ahead[i] = LoadPart(a, merge, first + i * step, row, at);
   }
-  if (kSharedRows) {
-    sums[group][at] = sum;
-    __syncthreads();
-    if (group > 0) return;
-    for (int g = 1; g < kGroups; ++g) {
-      const float4 x = sums[g][at];
-      sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+  const float2 own = ml(lane);
+  float m = own.x;
+  for (int j = lane + 32; j < count; j += 32) m = fmaxf(m, ml(j).x);
+  m = WarpMax(m);
+  float l = own.y * ExpDiff(own.x, m);
+  for (int j = lane + 32; j < count; j += 32) {
+    const float2 part = ml(j);
+    l += part.y * ExpDiff(part.x, m);
+  }
+  const float inverse = 1.0f / WarpSum(l);
+  float4 sum = make_float4(0, 0, 0, 0);
+  const auto add = [&](float weight, int j, float4 o) {
+    const float w = __shfl_sync(0xffffffffu, weight, j % 32);
+    sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
+  };
+  float weight = ExpDiff(own.x, m) * inverse;
+#pragma unroll
+  for (int i = 0; i < kAhead; ++i) {
+    if (first + i * step < count) add(weight, first + i * step, ahead[i]);
+  }
+  for (int begin = 0; begin < count; begin += 32) {
+    if (begin > 0) weight = ExpDiff(ml(begin + lane).x, m) * inverse;
+#pragma unroll 4
+    for (int j = first + (begin > 0 ? begin : kAhead * step); j < min(count, begin + 32);
+         j += step) {
+      add(weight, j, LoadPart(a, merge, j, row, at));
     }
   }
+  return sum;
+}
+
+__device__ __forceinline__ void StoreMerged(const DecodeArgs& a, int index, int row, int at,
+                                            float4 sum) {
+  const DecodeItem item = LoadItem(a, index);
   const int pair = item.first + row;
   if (pair >= item.pairs) return;
   const int64_t out = static_cast<int64_t>(item.row.first_token) * a.p.heads + pair;
@@ -76,12 +81,44 @@ __global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
       *reinterpret_cast<const uint2*>(halves);
 }
 
+// Grid: (merge, rows in turns). A group of threads takes a row.
+__global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+  const int4 merge = a.merges[blockIdx.x];
+  if (merge.x < 0) return;
+  const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup;
+  for (int row = blockIdx.y * kGroups + group; row < a.piece_rows; row += gridDim.y * kGroups) {
+    StoreMerged(a, merge.x, row, at, WeightedSum(a, merge, row, at, 0, 1));
+  }
+}
+
+// The same where merges are few and of many parts: grid (merge, row), all groups share a row.
+__global__ void __launch_bounds__(kGroup* kGroups) MergeFewKernel(DecodeArgs a) {
+  __shared__ float4 sums[kGroups][kGroup];
+  cudaTriggerProgrammaticLaunchCompletion();
+  cudaGridDependencySynchronize();
+  const int4 merge = a.merges[blockIdx.x];
+  if (merge.x < 0) return;
+  const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup, row = blockIdx.y;
+  float4 sum = WeightedSum(a, merge, row, at, group, kGroups);
+  sums[group][at] = sum;
+  __syncthreads();
+  if (group > 0) return;
+  for (int g = 1; g < kGroups; ++g) {
+    const float4 x = sums[g][at];
+    sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
+  }
+  StoreMerged(a, merge.x, row, at, sum);
+}
+
 }  // namespace
 
-int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context) {
+int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context) {
   const AttentionRows& rows = args.p.rows;
   args.scale_log2 = args.p.scale * kLog2E;
   args.piece_rows = piece_rows;
+  args.tiles_at_once = tiles_at_once;
   args.pieces = (rows.max_row_tokens * args.p.heads + piece_rows - 1) / piece_rows;
   const int64_t tiles = rows.num_rows * ((rows.max_context - 1) / kBlockSize + 1);
   const int sms = std::min(context.sm_count, kMaxRuns);
@@ -107,9 +144,11 @@ void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context) {
   const int merges = args.by_row ? args.p.rows.num_rows * args.pieces : ctas;
   const dim3 block(kGroup * kGroups);
   if (merges * kManyMerges <= ctas) {
-    Launch(MergeKernel<true>, dim3(merges, args.piece_rows), block, 0, context, args);
+    Launch(MergeFewKernel, dim3(merges, args.piece_rows), block, 0, context, args);
   } else {
-    Launch(MergeKernel<false>, dim3(merges, args.piece_rows / kGroups), block, 0, context, args);
+    // As many as find room at once: where no item was cut, they all end having read one number.
+    const int turns = std::clamp(4 * context.sm_count / merges, 1, args.piece_rows / kGroups);
+    Launch(MergeKernel, dim3(merges, turns), block, 0, context, args);
   }
   HADAL_CUDA_LAUNCHED();
 }

@@ -22,6 +22,7 @@ struct DecodeArgs {
   float scale_log2 = 0;
   int pieces = 0;
   int piece_rows = 0;
+  int tiles_at_once = 0;  // that a CTA takes: cuts lie at multiples of it
   // Of the item of a lane: merges[row * pieces + lane]; or, where rows are many, of the item that
   // goes on behind a CTA: merges[CTA]. {row or -1, first run, last run, slot in the first run}.
   // Null: a lane has one run.
@@ -64,7 +65,8 @@ __device__ __forceinline__ int Reach(int64_t total, int runs) {
   return mean < kShort ? 0 : min(kMost, (mean + 1) / 2);
 }
 // Where a cut at tile `at` of an item of `tiles` tiles goes. Never decreases as `at` grows.
-__device__ __forceinline__ int MovedCut(int at, int tiles, int reach) {
+__device__ __forceinline__ int MovedCut(const DecodeArgs& a, int at, int tiles, int reach) {
+  at -= at % a.tiles_at_once;
   if (at <= reach && 2 * at <= tiles) return 0;
   return tiles - at <= reach ? tiles : at;
 }
@@ -115,7 +117,8 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
     run.total += shared[w];
   }
   before += warps_before - mine;
-  run.runs = static_cast<int>(min(static_cast<int64_t>(lane_runs), run.total));
+  run.runs = static_cast<int>(min(static_cast<int64_t>(lane_runs),
+                                  (run.total + a.tiles_at_once - 1) / a.tiles_at_once));
   __syncthreads();
   if (lane_run >= run.runs) return run;
   // The cuts before and behind the run, each by the thread that knows its item.
@@ -125,7 +128,7 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
     if (cut < before || cut >= before + mine) continue;
     int i = first, begin = before, tiles;
     for (; (tiles = LoadItem(a, i).tiles) <= cut - begin; ++i) begin += tiles;
-    int at = MovedCut(cut - begin, tiles, Reach(run.total, run.runs));
+    int at = MovedCut(a, cut - begin, tiles, Reach(run.total, run.runs));
     shared[2 + side] = begin + at;
     if (side == 1) continue;
     if (at == tiles && begin + at < run.total) {
@@ -155,13 +158,14 @@ struct DecodeSegment {
 };
 
 // The last run that has tiles of an item; this run has its first.
-__device__ __forceinline__ int LastRun(const DecodeRun& run, int own, int64_t item_end, int tiles) {
+__device__ __forceinline__ int LastRun(const DecodeArgs& a, const DecodeRun& run, int own,
+                                       int64_t item_end, int tiles) {
   const int reach = Reach(run.total, run.runs);
   auto last = static_cast<int>((item_end * run.runs - 1) / run.total);
   // Cuts that moved to the item's end.
   while (last > own) {
     const auto at = static_cast<int>(run.total * last / run.runs - (item_end - tiles));
-    if (MovedCut(at, tiles, reach) < tiles) break;
+    if (MovedCut(a, at, tiles, reach) < tiles) break;
     --last;
   }
   return last;
@@ -175,7 +179,7 @@ __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& 
   if (!s.Whole()) {
     const int own = static_cast<int>(blockIdx.x) / a.pieces;
     const int64_t item_end = run.begin + s.done + s.item.tiles;
-    merge = make_int4(s.item.index, own, LastRun(run, own, item_end, s.item.tiles), s.Slot());
+    merge = make_int4(s.item.index, own, LastRun(a, run, own, item_end, s.item.tiles), s.Slot());
   }
   if (a.by_row) {
     a.merges[s.item.index * a.pieces + Lane(a)] = merge;
@@ -184,7 +188,7 @@ __device__ __forceinline__ void NoteMerge(const DecodeArgs& a, const DecodeRun& 
   }
 }
 
-// Thread 0, at the start: nothing goes on behind this CTA yet.
+// All threads, before NoteMerge(): nothing goes on behind this CTA yet.
 template <int kThreads>
 __device__ __forceinline__ void ClearMerges(const DecodeArgs& a) {
   if (a.merges == nullptr) return;
@@ -199,23 +203,15 @@ __device__ __forceinline__ void ClearMerges(const DecodeArgs& a) {
   }
 }
 
-// The first segment of a run. REQUIRES: NoteMerge() of it.
+// The first segment of a run, and the one after `s`. Of each, NoteMerge() is to be called.
 __device__ inline DecodeSegment FirstSegment(const DecodeArgs& a, const DecodeRun& run) {
   DecodeSegment s{LoadItem(a, run.item), run.tile, 0, 0};
   s.tiles = min(run.tiles, s.item.tiles - s.tile);
   return s;
 }
-
-// Thread 0: makes `s` the first segment of the run, or the one after what it is.
-__device__ inline void EnterSegment(const DecodeArgs& a, const DecodeRun& run, bool first,
-                                    DecodeSegment& s) {
-  if (first) {
-    s = FirstSegment(a, run);
-  } else {
-    s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
-    s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
-  }
-  NoteMerge(a, run, s);
+__device__ inline void NextSegment(const DecodeArgs& a, const DecodeRun& run, DecodeSegment& s) {
+  s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
 }
 
 // Stage and parity of the next tile.
@@ -277,7 +273,7 @@ __device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegmen
 }
 
 // Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
-int PrepareDecode(DecodeArgs& args, int piece_rows, CudaContext& context);
+int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context);
 // The second kernel, where it is needed.
 void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context);
 int64_t FastDecodeScratchBytes(int piece_rows);

@@ -58,11 +58,12 @@ __device__ __forceinline__ void HoldRegisters(uint32_t (&a)[kTiles][4]) {
 #define HADAL_ROWS4(d, i) \
   HADAL_ROW(d, i), HADAL_ROW(d, i + 1), HADAL_ROW(d, i + 2), HADAL_ROW(d, i + 3)
 #define HADAL_ROWS16(d) HADAL_ROWS4(d, 0), HADAL_ROWS4(d, 4), HADAL_ROWS4(d, 8), HADAL_ROWS4(d, 12)
-#define HADAL_NAMES16 "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
+#define HADAL_NAMES32                                                                 \
+  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, " \
+  "%18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define HADAL_NAMES64                                                                  \
-  HADAL_NAMES16                                                                        \
-  ", %16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, " \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "   \
+  HADAL_NAMES32                                                                        \
+  ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
   "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
 
 // d [64, 128] = a [64, 16] b [16, 128] (+ d); both in shared memory, k contiguous.
@@ -74,13 +75,13 @@ __device__ __forceinline__ void WgmmaRows128(float (&d)[16][4], uint64_t a, uint
       : HADAL_ROWS16(d)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
-// The same with n = 32.
-__device__ __forceinline__ void WgmmaRows32(float (&d)[4][4], uint64_t a, uint64_t b, bool add) {
+// The same with n = 64.
+__device__ __forceinline__ void WgmmaRows64(float (&d)[8][4], uint64_t a, uint64_t b, bool add) {
   asm volatile(
-      "{\n.reg .pred p;\nsetp.ne.b32 p, %18, 0;\n"
-      "wgmma.mma_async.sync.aligned.m64n32k16.f32.bf16.bf16 {" HADAL_NAMES16
-      "}, %16, %17, p, 1, 1, 0, 0;\n}\n"
-      : HADAL_ROWS4(d, 0)
+      "{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"
+      "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 {" HADAL_NAMES32
+      "}, %32, %33, p, 1, 1, 0, 0;\n}\n"
+      : HADAL_ROWS4(d, 0), HADAL_ROWS4(d, 4)
       : "l"(a), "l"(b), "r"(static_cast<int>(add)));
 }
 // d [64, 128] += a [64, 16] b [16, 128]; a in registers, b in shared memory, n contiguous.

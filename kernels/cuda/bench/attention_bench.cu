@@ -155,6 +155,10 @@ void Run() {
     Decode(b, path, 16, 64, 512, 2);
     Decode(b, path, 16, 64, 2048, 4);
     Decode(b, path, 128, 1, 512, 1);
+    if (path == MlaPath::kWgmma) {
+      Decode(b, path, 128, 64, 512, 1);
+      Decode(b, path, 128, 256, 512, 1);
+    }
     Decode(b, path, 128, 16, 2048, 1);
     Decode(b, path, 128, 64, 8192, 1);
   }

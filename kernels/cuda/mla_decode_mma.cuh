@@ -1,0 +1,100 @@
+#pragma once
+
+#include "kernels/cuda/mla_ptx.cuh"
+#include "kernels/cuda/mla_schedule.cuh"
+
+// Shared memory of the decode kernel of 16 pairs, and how queries and tiles get there.
+
+namespace hadal::cuda::decode16 {
+
+inline constexpr int kRows = 16;
+inline constexpr int kDim = kDecodeDim;
+inline constexpr int kSteps = kDim / 16;
+inline constexpr int kThreads = 256;
+inline constexpr int kWarps = kThreads / 32, kStages = 3;
+inline constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
+inline constexpr int kStageBytes = kBlockSize * kPitch;
+inline constexpr int kWeightPitch = kBlockSize * 2 + 16;
+
+struct Shared {
+  char stages[kStages][kStageBytes];
+  char weights[kRows * kWeightPitch];
+  float of_warp[kWarps][kRows];
+  uint64_t full[kStages];
+  int schedule[32];
+  DecodeRun run;
+  DecodeSegment segment;  // thread 0 writes it between two barriers
+};
+
+#if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
+
+// Brings the run's tiles into the stages, one after the other: keys of earlier steps (old), of this
+// one, or both. All threads keep the same state, each warp copies its 8 keys.
+struct Producer {
+  int item;
+  int old;  // keys
+  int first_block;
+  int keys, tiles, tile;
+  int left;   // tiles not yet on their way
+  int block;  // of the next tile
+
+  __device__ __forceinline__ void Enter(const DecodeItem& next) {
+    item = next.index;
+    old = next.row.start_pos;
+    first_block = next.row.first_block;
+    keys = next.keys;
+    tiles = next.tiles;
+  }
+  __device__ __forceinline__ void LoadBlock(const DecodeArgs& a) {
+    if (left > 0) block = a.p.rows.block_tables[first_block + tile];
+  }
+  template <bool kOld, bool kNew>
+  __device__ __forceinline__ void Issue(const DecodeArgs& a, Shared& shared, int stage) {
+    if (left == 0) return;
+    const int valid = min(kBlockSize, keys - tile * kBlockSize);
+    const uint32_t barrier = SharedAddress(&shared.full[stage]);
+    if (kOld && threadIdx.x == 0) BarrierArriveExpect(barrier, valid * kDim * 2);
+    const int lane = threadIdx.x % 32, key = threadIdx.x / 32 * 8 + lane;
+    if (lane < 8 && key < valid && (tile * kBlockSize + key < old ? kOld : kNew)) {
+      const char* from = static_cast<const char*>(a.p.cache) +
+                         (static_cast<int64_t>(block) * kBlockSize + key) * (kDim * 2);
+      BulkCopy(SharedAddress(shared.stages[stage] + key * kPitch), from, kDim * 2, barrier);
+    }
+    if (--left > 0 && ++tile == tiles) {
+      Enter(NextItem(a, item));
+      tile = 0;
+    }
+    LoadBlock(a);
+  }
+};
+
+// The item's queries, 16 bytes at a time: columns piece * 8 .. of row threadIdx.x / 16.
+inline constexpr int kQueryPieces = (kDim / 8 + 15) / 16;
+__device__ __forceinline__ int QueryPiece(int i) { return i * 16 + threadIdx.x % 16; }
+__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item,
+                                             uint4 (&pieces)[kQueryPieces]) {
+#pragma unroll
+  for (int i = 0; i < kQueryPieces; ++i) {
+    pieces[i] = LoadQuery(a, item, item.first + threadIdx.x / 16, QueryPiece(i) * 8);
+  }
+}
+// These as fragments of all steps, through a stage that holds no tile.
+__device__ __forceinline__ void SpreadQueries(char* stage, const uint4 (&pieces)[kQueryPieces],
+                                              uint32_t (&q)[kSteps][4]) {
+#pragma unroll
+  for (int i = 0; i < kQueryPieces; ++i) {
+    if (QueryPiece(i) >= kDim / 8) break;
+    *reinterpret_cast<uint4*>(stage + threadIdx.x / 16 * kPitch + QueryPiece(i) * 16) = pieces[i];
+  }
+  FenceAsync();
+  __syncthreads();
+  const int lane = threadIdx.x % 32;
+  const uint32_t from = SharedAddress(stage + lane % 16 * kPitch + lane / 16 * 16);
+#pragma unroll
+  for (int k = 0; k < kSteps; ++k) LoadMatrices(from + k * 32, q[k]);
+  __syncthreads();
+}
+
+#endif
+
+}  // namespace hadal::cuda::decode16
