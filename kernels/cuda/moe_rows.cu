@@ -19,11 +19,11 @@ struct SortArgs {
   bool in_pairs;
 };
 
-// Tiles of an expert that stand in order of expert, and those that stand behind all of these; as one
-// number, so that one scan places both.
-constexpr int kTail = 1 << 20;
+// Tiles of an expert that are in pairs, and whether one is left over; as one number, so that one
+// scan places both.
+constexpr int kOdd = 1 << 20;
 __device__ int SplitTiles(int tiles, bool in_pairs) {
-  return in_pairs && tiles % 2 == 1 ? kTail + tiles - 1 : tiles;
+  return in_pairs && tiles % 2 == 1 ? kOdd + tiles - 1 : tiles;
 }
 
 // Each warp owns consecutive rows, so that the order by token survives.
@@ -100,18 +100,23 @@ __device__ void PlaceExperts(const SortArgs& a, int* counts, int* first, int* fi
       first[experts] = totals.x;
       first_tile[experts] = totals.y;
       *a.out.num_rows = totals.x;
-      *a.out.num_tiles = totals.y / kTail + totals.y % kTail;
+      *a.out.num_tiles = totals.y / kOdd + totals.y % kOdd;
     }
   }
   __syncthreads();
   for (int e = threadIdx.x / 32; e < experts; e += kWarps) {
     const int lane = threadIdx.x % 32;
     counts[lane * experts + e] += first[e];
-    const int in_order = first_tile[e + 1] % kTail - first_tile[e] % kTail;
-    const int tail = first_tile[experts] % kTail + first_tile[e] / kTail;
+    const int in_order = first_tile[e + 1] % kOdd - first_tile[e] % kOdd;
+    const int odd = first_tile[e] / kOdd;  // experts before this one
+    const int start = first_tile[e] % kOdd + odd / 2 * 2;
+    int end = e + 1;  // behind the second of two odd experts
+    if (first_tile[end] / kOdd > odd) {
+      while (end < experts && first_tile[end] / kOdd < odd / 2 * 2 + 2) ++end;
+    }
     for (int i = lane; first[e] + i * a.tile_rows < first[e + 1]; i += 32) {
       const int begin = first[e] + i * a.tile_rows;
-      a.out.tiles[i < in_order ? first_tile[e] % kTail + i : tail] = {
+      a.out.tiles[i < in_order ? start + i : first_tile[end] % kOdd + odd] = {
           e, begin, min(a.tile_rows, first[e + 1] - begin)};
     }
   }
@@ -159,7 +164,7 @@ int64_t MaxTiles(int64_t rows, int local_experts, int tile_rows) {
 
 MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context, bool in_pairs) {
   HADAL_CHECK(choices.local_experts <= kMaxLocalExperts && choices.experts <= 4096);
-  HADAL_CHECK(choices.rows < kTail);
+  HADAL_CHECK(choices.rows < kOdd);
   MoeRows rows;
   rows.max_tiles = static_cast<int>(MaxTiles(choices.rows, choices.local_experts, tile_rows));
   rows.source = context.scratch.Allocate<int32_t>(choices.rows);

@@ -34,9 +34,10 @@ struct MoeChoices {
 
 inline constexpr int kMaxLocalExperts = 512;
 
-// Sorts on the device and cuts the rows of each expert into tiles of at most `tile_rows`, in order of
-// expert. in_pairs: an odd expert's last tile stands behind those of all others, so that tiles 2 i and
-// 2 i + 1 are of one expert wherever that can be.
+// Sorts on the device and cuts the rows of each expert into tiles of at most `tile_rows`, in order
+// of expert. in_pairs: tiles 2 i and 2 i + 1 are of one expert wherever that can be; the last tiles
+// of two experts with odd numbers of them make a pair behind those of the second, so that their
+// weights are still in the second-level cache.
 MoeRows SortRows(const MoeChoices& choices, int tile_rows, CudaContext& context,
                  bool in_pairs = false);
 int64_t SortRowsBytes(int64_t rows, int local_experts, int tile_rows);

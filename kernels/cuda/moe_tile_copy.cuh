@@ -58,17 +58,18 @@ struct TileMemory {
   }
 };
 
-// Which rows of x an item reads. A thread copies chunk threadIdx.x % 8 of rows threadIdx.x / 8 + 16 i,
-// and of FP8 the scales of row threadIdx.x and of half threadIdx.x of the weight rows.
+// Which rows of x an item reads. A thread copies chunk threadIdx.x % 8 of rows Row() + 16 i, and of
+// FP8 the scales of row threadIdx.x and of half threadIdx.x of the weight rows.
 struct TileSource {
   static constexpr int kRows = kTileRows / 16;
   int row[kRows];
   int scale_row;
 
+  __device__ static int Row() { return static_cast<int>(threadIdx.x) / 8; }
   // Starts the loads; nothing waits for them.
   __device__ __forceinline__ void Fetch(const TilePart& p, const RowTile& tile) {
 #pragma unroll
-    for (int i = 0; i < kRows; ++i) row[i] = At(p, tile, static_cast<int>(threadIdx.x) / 8 + i * 16);
+    for (int i = 0; i < kRows; ++i) row[i] = At(p, tile, Row() + i * 16);
     scale_row = At(p, tile, static_cast<int>(threadIdx.x));
   }
 
@@ -85,7 +86,7 @@ struct TileGather {
   static constexpr int kRows = TileSource::kRows;
   const char* x;
   uint32_t offset[kRows];  // bytes
-  int valid;               // bit i
+  int rows_left;           // from the thread's first row on
   int bytes;               // of a row
   const float* x_scale = nullptr;  // null: none to copy
   const float* w_scale = nullptr;
@@ -97,13 +98,11 @@ struct TileGather {
                                         const TileSource& source, int element) {
     x = static_cast<const char*>(p.x);
     bytes = p.k * element;
-    valid = 0;
+    rows_left = tile.count - TileSource::Row();
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16;
       offset[i] = static_cast<uint32_t>(RowOf(p, source.row[i])) *
                   static_cast<uint32_t>(p.x_stride * element);
-      valid |= static_cast<int>(r < tile.count) << i;
     }
   }
   template <typename Shape>
@@ -123,13 +122,13 @@ struct TileGather {
     if (w_scale != nullptr) CopyAsync4(to + (kTileRows + threadIdx.x) * 4, w_scale + step);
   }
   __device__ __forceinline__ void Copy(uint32_t to, int step) const {
-    const int chunk = threadIdx.x % 8, at = step * 128 + chunk * 16;
+    const int chunk = threadIdx.x % 8, row = TileSource::Row(), at = step * 128 + chunk * 16;
     const bool inside = at < bytes;
+    const char* from = x + (inside ? at : 0);
+    to += row * 128 + (chunk ^ row % 8) * 16;  // 16 rows further the same chunk
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
-      if ((valid >> i & 1) == 0) continue;
-      const int r = static_cast<int>(threadIdx.x) / 8 + i * 16;
-      CopyAsync16(to + r * 128 + (chunk ^ r % 8) * 16, x + offset[i] + (inside ? at : 0), inside);
+      if (i * 16 < rows_left) CopyAsync16(to + i * 16 * 128, from + offset[i], inside);
     }
   }
 };

@@ -3,28 +3,52 @@
 namespace hadal::cuda {
 namespace {
 
+// Sums of 128 weight rows, of one step.
+using PartSums = float[64];
+constexpr int kPartWeightBytes = 128 * 128;
+
 // Of a step: of a thread's rows g and g + 8, and of the two halves of the weight rows (gate and up,
-// or 64 outputs and the next 64).
+// or outputs and those behind them).
 struct StepScales {
   float x[2], w[2];
+
+  __device__ __forceinline__ static StepScales Of(uint32_t scales, int row) {
+    const uint32_t x = scales + row * 4, w = scales + kTileRows * 4;
+    return {{LoadSharedFloat(x), LoadSharedFloat(x + 32)},
+            {LoadSharedFloat(w), LoadSharedFloat(w + 4)}};
+  }
 };
 
-// d += the sums of one step times their scales.
-template <typename Shape>
-__device__ __forceinline__ void AddScaled(const StepScales& s, const TileSums<Shape>& part,
+// Sums of weight rows from 128 kPart on += those of one step times their scales.
+template <typename Shape, int kPart>
+__device__ __forceinline__ void AddScaled(const StepScales& s, const PartSums& part,
                                           TileSums<Shape>& d) {
   constexpr int kHalf = Shape::kWeightRows / 4;  // sums of a half
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
+  for (int i = 0; i < 64; i += 4) {
+    const int at = kPart * 64 + i, half = at / kHalf;
     const float low = s.x[0] * s.w[half], high = s.x[1] * s.w[half];
-#pragma unroll
-    for (int i = half * kHalf; i < (half + 1) * kHalf; i += 4) {
-      d[i] += low * part[i];
-      d[i + 1] += low * part[i + 1];
-      d[i + 2] += high * part[i + 2];
-      d[i + 3] += high * part[i + 3];
-    }
+    d[at] += low * part[i];
+    d[at + 1] += low * part[i + 1];
+    d[at + 2] += high * part[i + 2];
+    d[at + 3] += high * part[i + 3];
   }
+}
+
+template <typename Shape, int kPart>
+__device__ __forceinline__ void MultiplyPart(const TileMemory<Shape>& memory, int group, int slot,
+                                             const StepScales& scales, TileSums<Shape>& d) {
+  const uint64_t x = TileDescriptor(memory.x(slot) + group * 64 * 128);
+  const uint64_t w = TileDescriptor(memory.weights(slot) + kPart * kPartWeightBytes);
+  PartSums part;
+  BeginProducts();
+#pragma unroll
+  for (int k = 0; k < 4; ++k) WgmmaFp8N128(part, x + k * 2, w + k * 2, k > 0);
+  CommitProducts();
+  AwaitProducts<0>();
+  constexpr bool kLast = (kPart + 1) * 128 == Shape::kWeightRows;
+  if (kLast && threadIdx.x % 32 == 0) memory.HandBack(slot);
+  AddScaled<Shape, kPart>(scales, part, d);
 }
 
 template <typename Shape>
@@ -35,20 +59,11 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, in
   for (int i = 0; i < Shape::kWeightRows / 2; ++i) d[i] = 0;
   for (int step = 0; step < steps; ++step) {
     memory.AwaitFull(slot);
-    const uint32_t x_scales = memory.scales(slot.index) + row * 4;
-    const uint32_t w_scales = memory.scales(slot.index) + kTileRows * 4;
-    const StepScales now = {{LoadSharedFloat(x_scales), LoadSharedFloat(x_scales + 32)},
-                            {LoadSharedFloat(w_scales), LoadSharedFloat(w_scales + 4)}};
-    const uint64_t x = TileDescriptor(memory.x(slot.index) + group * 64 * 128);
-    const uint64_t w = TileDescriptor(memory.weights(slot.index));
-    TileSums<Shape> part;
-    BeginProducts();
-#pragma unroll
-    for (int k = 0; k < 4; ++k) WgmmaFp8N128(part, x + k * 2, w + k * 2, k > 0);
-    CommitProducts();
-    AwaitProducts<0>();
-    if (threadIdx.x % 32 == 0) memory.HandBack(slot.index);
-    AddScaled<Shape>(now, part, d);
+    const auto scales = StepScales::Of(memory.scales(slot.index), row);
+    MultiplyPart<Shape, 0>(memory, group, slot.index, scales, d);
+    if constexpr (Shape::kWeightRows == 256) {
+      MultiplyPart<Shape, 1>(memory, group, slot.index, scales, d);
+    }
     slot.Next();
   }
 }
@@ -63,9 +78,14 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #endif
 }
 
+// Whether 128 gate rows and their up rows each have one row of scales.
+bool HalvesAreBlocks(const TileArgs& args) {
+  return args.shared.n % 128 == 0 && args.experts.n % 128 == 0;
+}
+
 template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
-  args.in_pairs
+  args.in_pairs && (!kGated || HalvesAreBlocks(args))
       ? LaunchTiles<TileShape<fp8, kGated, 2>>(TileFp8Kernel<kGated, 2>, args, max_tiles, context)
       : LaunchTiles<TileShape<fp8, kGated, 1>>(TileFp8Kernel<kGated, 1>, args, max_tiles, context);
 }

@@ -15,17 +15,17 @@ inline constexpr int kTileThreads = 384;
 inline constexpr int kTileProducers = 128;
 inline constexpr int kTileConsumerWarps = 8;
 
-// kBlocks: 1, or 2: the two blocks of a cluster make the same outputs of neighbouring row tiles. When
-// both are of one expert, each fetches half of the weights for both.
+// kBlocks: 1, or 2: the two blocks of a cluster make the same outputs of neighbouring row tiles.
+// When both are of one expert, each fetches half of the weights for both.
 template <typename W, bool kGated, int kClusterBlocks>
 struct TileShape {
   using Weight = W;
   static constexpr bool kIsGated = kGated;
   static constexpr int kBlocks = kClusterBlocks;
   static constexpr int kStepK = 128 / sizeof(W);
-  // FP8 sums are kept twice: those of a step, and all of them with scales.
-  static constexpr int kWeightRows = sizeof(W) == 1 ? 128 : 256;
-  static constexpr int kSlots = sizeof(W) == 1 ? 6 : 4;
+  // FP8 has a second set of sums, those of 128 weight rows of one step.
+  static constexpr int kWeightRows = sizeof(W) == 1 && kBlocks == 1 ? 128 : 256;
+  static constexpr int kSlots = kWeightRows == 128 ? 6 : 4;
   static constexpr int kOutputs = kGated ? kWeightRows / 2 : kWeightRows;
   static constexpr int kXBytes = kTileRows * 128;
   static constexpr int kWeightBytes = kWeightRows * 128;
@@ -71,8 +71,8 @@ struct TileItems {
   __device__ static int First() { return static_cast<int>(blockIdx.x) / Shape::kBlocks; }
   __device__ static int Stride() { return static_cast<int>(gridDim.x) / Shape::kBlocks; }
 
-  // Starts to load an item, which nobody waits for before Settle(). Those behind the last one have no
-  // rows.
+  // Starts to load an item, which nobody waits for before Settle(). Those behind the last one have
+  // no rows.
   __device__ __forceinline__ TileItem At(int item) const {
     if (item >= count) return {{0, 0, 0}, 0, false, 0};
     return item < shared_items ? OfShared(item) : OfExperts(item - shared_items);

@@ -251,6 +251,7 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
       {"bf16 1000 tokens, skewed", 1000, 3, 7, 4, 192, 264, 136, kBf, kBf, true},
       {"fp8 1100 tokens, skewed", 1100, 3, 6, 5, 640, 384, 256, kF8, kBf, true},
       {"bf16 390 tokens, one expert", 390, 1, 1, 1, 200, 392, 72},
+      {"fp8 700 tokens, halves within scale blocks", 700, 2, 4, 3, 256, 192, 128, kF8},
       {"fp8 260 tokens, one expert", 260, 1, 1, 1, 384, 256, 128, kF8},
   });
 }
