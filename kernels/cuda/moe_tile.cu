@@ -101,8 +101,9 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
   const int rows = p.tokens * p.top_k, dim = static_cast<int>(p.dim);
   const int width = RoundUp8(p.width), shared_width = RoundUp8(p.shared.width);
   const bool has_shared = p.shared.w13 != nullptr;
-  const bool in_pairs = TilesInPairs(rows, p.experts);
-  TileRun run{p, context, p.w13->dtype == DType::kF8E4M3,
+  const bool fp8 = p.w13->dtype == DType::kF8E4M3;
+  const bool in_pairs = TilesInPairs(fp8, rows, p.experts);
+  TileRun run{p, context, fp8,
               SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, kTileRows, context,
                        in_pairs)};
   const MoeRows& sorted = run.sorted;

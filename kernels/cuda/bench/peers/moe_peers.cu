@@ -121,7 +121,7 @@ struct Activations {
 
 Contender Tile(const Case& c, const Choices& choices, const Activations& x, CudaContext& context) {
   cuda::TileArgs args;
-  args.in_pairs = cuda::TilesInPairs(c.pairs(), c.s.experts);
+  args.in_pairs = cuda::TilesInPairs(c.f8(), c.pairs(), c.s.experts);
   const MoeRows sorted = choices.Sorted(c, cuda::kTileRows, context, args.in_pairs);
   const SharedDevice out = Unwritten(int64_t{c.pairs()} * c.outputs() * 2, context);
   cuda::TilePart& part = args.experts;
