@@ -166,7 +166,7 @@ TEST_CASE("every head has its own matrix") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16);
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const int m : {1, 8, 33, 100}) {
+    for (const int m : {1, 8, 33, 100, 130}) {
       CheckProduct({.m = m, .matrices = 16, .weight = {.n = 512, .k = 128, .dtype = dtype}}, device,
                    rng);
       CheckProduct({.m = m,
