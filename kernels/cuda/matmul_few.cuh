@@ -3,11 +3,11 @@
 #include "kernels/cuda/matmul_few_load.cuh"
 
 // A product of few rows streams its weights: time is what memory takes to deliver them, and what
-// passes between one kernel's end and the next one's. One thread of a block has the copy engine bring
-// tiles of weights, before the kernel waits for the one in front of it, and of activations; two
-// warpgroups multiply. Weights are the left operand, so that 8 tokens fill a tile. The blocks of a
-// cluster share outputs and divide the inputs; each hands its sums to the blocks that own the outputs,
-// which add them in a fixed order.
+// passes between one kernel's end and the next one's. One thread of a block has the copy engine
+// bring tiles of weights, before the kernel waits for the one in front of it, and of activations;
+// two warpgroups multiply. Weights are the left operand, so that 8 tokens fill a tile. The blocks
+// of a cluster share outputs and divide the inputs; each hands its sums to the blocks that own the
+// outputs, which add them in a fixed order.
 namespace hadal::cuda {
 
 template <typename Tile>
@@ -125,6 +125,25 @@ __device__ void FewMultiplyF8(const FewArgs& a, const FewBlock<Tile>& block, int
   }
 }
 
+// The same of a block that has one step at most: products go straight into its sums.
+template <typename Tile>
+__device__ void FewMultiplyOnceF8(const FewArgs& a, const FewBlock<Tile>& block, int slab,
+                                  FewSums<Tile>& sums) {
+  if (block.count <= 0) return;
+  const FewOperands<Tile> operands(block);
+  const int depth = Tile::kDepth == 2 ? threadIdx.x / 128 : 0;
+  const FewScales<Tile> scales(a, block.matrix, slab);
+  const int64_t at = min(int64_t{block.first} * Tile::kDepth + depth, a.k_blocks - 1);
+  const float low = __ldg(scales.low + at), high = __ldg(scales.high + at);
+  AwaitBarrier(block.full, 0);
+  FewUnitF8<Tile>(operands.w, operands.x, sums);
+#pragma unroll
+  for (int j = 0; j < Tile::kTokenTiles; ++j) {
+#pragma unroll
+    for (int c = 0; c < 4; ++c) sums[j][c] *= c < 2 ? low : high;
+  }
+}
+
 __device__ __forceinline__ void StoreOutput(const FewArgs& a, int64_t at, float value) {
   if (a.float_out) {
     static_cast<float*>(a.y)[at] = value;
@@ -212,7 +231,9 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   const int slab = warp % Tile::kSlabs;
   FewSums<Tile> sums = {};
   if (warp < Tile::kConsumers / 32) {
-    if constexpr (Tile::kF8) {
+    if constexpr (Tile::kF8 && Tile::kOnce) {
+      FewMultiplyOnceF8<Tile>(a, block, slab, sums);
+    } else if constexpr (Tile::kF8) {
       FewMultiplyF8<Tile>(a, block, slab, sums);
     } else {
       FewMultiplyBf16<Tile>(block, sums);

@@ -35,6 +35,7 @@ struct FewArgs {
 template <typename W, int kTokens_, int kRows_, int kStages_, int kBlocksPerSm_>
 struct FewTile {
   static constexpr bool kF8 = sizeof(W) == 1;
+  static constexpr bool kOnce = kStages_ == 1;  // a block has one step, and needs fewer registers
   static constexpr int kConsumers = 256;
   static constexpr int kThreads = kConsumers + 32;
   static constexpr int kTokens = kTokens_;

@@ -1,9 +1,8 @@
-#include <cuda_fp8.h>
-
 #include "common/check.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/mla_expand.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/widen.h"
 
 namespace hadal::cuda {
 namespace {
@@ -32,7 +31,7 @@ __global__ void GatherKernel(const Cache* cache, const int32_t* block_tables, in
                              const __grid_constant__ PrefillPiece piece) {
   cudaGridDependencySynchronize();
   // Not before: products fetch their weights before they wait for the kernel before them, and these
-  // weights may be what ExpandKernel has just written.
+  // weights may be what WidenF8() has just written.
   cudaTriggerProgrammaticLaunchCompletion();
   const int key = blockIdx.x * kKeysPerBlock + threadIdx.x / 32;
   if (key >= piece.keys) return;
@@ -50,34 +49,6 @@ void Gather(const MlaPrefillParams& p, const PrefillPiece& piece, void* out, Cud
   HADAL_CUDA_LAUNCHED();
 }
 
-struct ExpandArgs {
-  const __nv_fp8_e4m3* data;  // of the first head
-  int64_t stride;
-  const float* scale;  // of the first head
-  int64_t scale_n;
-  int scale_rows;
-  int64_t k_blocks;
-  int k_lead;
-  int64_t n;
-  int64_t k;
-  int64_t out_stride;
-};
-
-// Grid: one block per row of the stacked matrix.
-template <typename Act>
-__global__ void ExpandKernel(ExpandArgs a, Act* out) {
-  cudaTriggerProgrammaticLaunchCompletion();
-  cudaGridDependencySynchronize();
-  const int64_t row = blockIdx.x, head = row / a.n, r = row % a.n;
-  const float* scale = a.scale + (head * a.scale_n + r / a.scale_rows) * a.k_blocks;
-  for (int64_t c = threadIdx.x; c < a.out_stride; c += kThreads) {
-    const float x =
-        c < a.k ? static_cast<float>(a.data[row * a.stride + c]) * scale[(c + a.k_lead) / 128]
-                : 0.0f;
-    out[row * a.out_stride + c] = FromFloat<Act>(x);
-  }
-}
-
 }  // namespace
 
 HeadsView::HeadsView(const PackedWeight& heads, int first, int count, CudaContext& context) {
@@ -91,25 +62,8 @@ HeadsView::HeadsView(const PackedWeight& heads, int first, int count, CudaContex
     view_.data = w.matrix(first);
   } else {
     view_.dtype = context.act;
-    const ExpandArgs args{reinterpret_cast<const __nv_fp8_e4m3*>(w.matrix(first)),
-                          w.stride,
-                          w.scale + first * w.scale_n * w.k_blocks,
-                          w.scale_n,
-                          w.scale_rows,
-                          w.k_blocks,
-                          w.k_lead,
-                          w.n,
-                          w.k,
-                          w.stride};
     void* out = context.scratch.Allocate<char>(view_.n * w.stride * DTypeSize(context.act));
-    const dim3 grid(static_cast<unsigned>(view_.n));
-    if (context.act == DType::kF32) {
-      Launch(ExpandKernel<float>, grid, dim3(kThreads), 0, context, args, static_cast<float*>(out));
-    } else {
-      Launch(ExpandKernel<__nv_bfloat16>, grid, dim3(kThreads), 0, context, args,
-             static_cast<__nv_bfloat16*>(out));
-    }
-    HADAL_CUDA_LAUNCHED();
+    WidenF8(w, first, count, out, context);
     view_.data = out;
   }
   view_.bytes = view_.n * view_.stride * DTypeSize(view_.dtype);

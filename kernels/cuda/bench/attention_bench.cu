@@ -1,8 +1,10 @@
 #include <algorithm>
 #include <cmath>
 #include <cstdio>
+#include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -142,6 +144,58 @@ void Input(Bench& b, int heads, int tokens) {
               bytes / us * 1e-3);
 }
 
+// Everything between the cached latent rows of whole prompts and the heads' values.
+void Prefill(Bench& b, DType dtype, int heads, int batch, int queries) {
+  constexpr int kLayers = 8;
+  const int64_t tokens = int64_t{batch} * queries;
+  std::vector<AttentionRow> rows;
+  for (int r = 0; r < batch; ++r) {
+    rows.push_back({r * queries, queries, 0, r * ((queries + kBlockSize - 1) / kBlockSize)});
+  }
+  std::vector<std::unique_ptr<CudaPackedWeight>> up, values;
+  for (int i = 0; i < kLayers; ++i) {
+    up.push_back(bench::RandomWeight(heads, kNope, kLatent, dtype, b.context));
+    values.push_back(bench::RandomWeight(heads, kV, kLatent, dtype, b.context));
+  }
+  MlaPrefillParams p;
+  p.q_stride = int64_t{heads} * (kNope + kRope);
+  p.q = bench::RandomDevice(tokens * p.q_stride, DType::kBF16, b.context);
+  p.out = bench::DeviceBytes(tokens * heads * kV * 2);
+  p.rows = {.rows = bench::Upload(rows), .host_rows = rows.data(), .num_rows = batch,
+            .block_tables = bench::Upload(b.blocks), .tokens = static_cast<int>(tokens),
+            .max_row_tokens = queries, .max_context = queries};
+  p.cache = b.cache;
+  p.heads = heads;
+  p.latent_rank = kLatent;
+  p.nope_dim = kNope;
+  p.rope_dim = kRope;
+  p.v_dim = kV;
+  p.scale = 1 / std::sqrt(float{kNope + kRope});
+  const double us = bench::MedianMicros(2 * kLayers, [&](int i) {
+    p.w_uk = up[static_cast<size_t>(i % kLayers)].get();
+    p.w_uv = values[static_cast<size_t>(i % kLayers)].get();
+    MlaPrefill(p, b.context);
+  }, b.context);
+  std::printf("prefill %-7s %3d heads, %d x %5d: %8.1f us\n", DTypeName(dtype).data(), heads, batch,
+              queries, us);
+}
+
+// What rotates and stores latent rows, and attention of prompts with its projections.
+void Around(Bench& b) {
+  for (const int tokens : {1, 64, 256, 2048, 8192}) Input(b, 16, tokens);
+  Input(b, 128, 2048);
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    Prefill(b, dtype, 16, 1, 2048);
+    Prefill(b, dtype, 16, 4, 2048);
+    Prefill(b, dtype, 128, 1, 2048);
+  }
+}
+
+void RunAround() {
+  Bench b;
+  Around(b);
+}
+
 void Run() {
   Bench b;
   for (const auto& [batch, length] : std::vector<std::pair<int, int>>{
@@ -169,13 +223,14 @@ void Run() {
     Flash(b, path, 16, 1, 6144, 2048);
     Flash(b, path, 128, 1, 0, 2048);
   }
-  Input(b, 16, 1);
-  Input(b, 16, 64);
-  Input(b, 16, 2048);
-  Input(b, 128, 2048);
+  Around(b);
 }
 
 }  // namespace
 }  // namespace hadal::cuda
 
-int main() { return hadal::bench::RunBench(hadal::cuda::Run); }
+// With "around" only what is around the kernels of attention.
+int main(int argc, char** argv) {
+  const bool around = argc > 1 && std::string(argv[1]) == "around";
+  return hadal::bench::RunBench(around ? hadal::cuda::RunAround : hadal::cuda::Run);
+}

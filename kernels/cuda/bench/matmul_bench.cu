@@ -33,6 +33,8 @@ constexpr Shape kShapes[] = {
     {"671B o of 8", 7168, 2048},
     {"16B w_uk heads", 512, 128, 16},
     {"16B w_uv heads", 128, 512, 16},
+    {"671B w_uk heads", 512, 128, 128},
+    {"671B w_uv heads", 128, 512, 128},
 };
 
 using Weights = std::vector<std::unique_ptr<CudaPackedWeight>>;
@@ -72,7 +74,8 @@ struct Variant {
 
 std::vector<Variant> VariantsOf(const cuda::Product& p, const CudaContext& context) {
   std::vector<Variant> variants = {
-      {"chosen", [](const cuda::Product& q, CudaContext& c) { return cuda::RunProduct(q, c), true; }},
+      {"chosen",
+       [](const cuda::Product& q, CudaContext& c) { return cuda::RunProduct(q, c), true; }},
       {"skinny", cuda::MatMulSkinny},
       {"cublas", p.w->dtype == DType::kBF16 ? cuda::MatMulCublas : cuda::MatMulCublasF8}};
   for (const int rows : {64, 128}) {
@@ -93,15 +96,15 @@ std::vector<Variant> VariantsOf(const cuda::Product& p, const CudaContext& conte
 
 void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaContext& context) {
   const Weights weights = MakeWeights(s, dtype, ceilings, context);
-  constexpr int kRows = 64;
+  constexpr int kRows = 256;
   const int64_t in = s.matrices * s.k, out = s.matrices * s.n;
   void* x = RandomDevice(kRows * in, DType::kBF16, context);
   void* y = RandomDevice(kRows * out, DType::kF32, context);
-  for (const int m : {1, 8, 32, 64}) {
+  for (const int m : {1, 8, 32, 64, 128, 256}) {
     const double bytes = static_cast<double>(out) * s.k * DTypeSize(dtype) + 2.0 * m * in +
                          (s.float_out ? 4.0 : 2.0) * m * out;
     const double memory_us = bytes / ceilings.read_gbs / 1e3;
-    std::printf("%-15s %2dx[%6lld,%5lld] %-7s m %2d floor %6.2f:", s.what, s.matrices,
+    std::printf("%-15s %2dx[%6lld,%5lld] %-7s m %3d floor %6.2f:", s.what, s.matrices,
                 static_cast<long long>(s.n), static_cast<long long>(s.k), DTypeName(dtype).data(),
                 m, memory_us);
     cuda::Product product{.x = x,
@@ -136,7 +139,7 @@ void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
 
 }  // namespace
 
-int Main(const std::string& only) {
+int Main(const std::vector<std::string>& only) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("skipped: no CUDA device\n");
@@ -149,7 +152,12 @@ int Main(const std::string& only) {
               static_cast<long long>(ceilings.l2_bytes >> 20));
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
     for (const Shape& shape : kShapes) {
-      if (std::string(shape.what).starts_with(only)) BenchShape(shape, dtype, ceilings, context);
+      const auto begins = [&](const std::string& name) {
+        return std::string(shape.what).starts_with(name);
+      };
+      if (only.empty() || std::any_of(only.begin(), only.end(), begins)) {
+        BenchShape(shape, dtype, ceilings, context);
+      }
     }
   }
   return 0;
@@ -157,5 +165,5 @@ int Main(const std::string& only) {
 
 }  // namespace hadal::bench
 
-// The shapes whose names begin with the argument, or all.
-int main(int argc, char** argv) { return hadal::bench::Main(argc > 1 ? argv[1] : ""); }
+// The shapes whose names begin with one of the arguments, or all.
+int main(int argc, char** argv) { return hadal::bench::Main({argv + 1, argv + argc}); }

@@ -3,6 +3,7 @@
 #include <memory>
 #include <numeric>
 #include <random>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -203,7 +204,8 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
 
 }  // namespace
 
-int Main() {
+// The router alone, or everything.
+int Main(bool router) {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("skipped: no CUDA device\n");
@@ -213,8 +215,11 @@ int Main() {
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
               ceilings.read_gbs, ceilings.bf16_tflops);
-  for (const int tokens : {1, 8, 64, 256, 8192}) BenchRoute(k16B, tokens, false, ceilings, context);
-  for (const int tokens : {1, 64, 8192}) BenchRoute(k671B, tokens, true, ceilings, context);
+  for (const int tokens : {1, 8, 64, 256, 2048, 8192}) {
+    BenchRoute(k16B, tokens, false, ceilings, context);
+  }
+  for (const int tokens : {1, 64, 2048, 8192}) BenchRoute(k671B, tokens, true, ceilings, context);
+  if (router) return 0;
   BenchModel(k16B, DType::kBF16, ceilings, context);
   BenchModel(k16B, DType::kF8E4M3, ceilings, context);
   BenchModel(k671B, DType::kF8E4M3, ceilings, context);
@@ -223,4 +228,7 @@ int Main() {
 
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+// With "route" only the router.
+int main(int argc, char** argv) {
+  return hadal::bench::Main(argc > 1 && std::string(argv[1]) == "route");
+}

@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <cstdio>
+#include <string>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -19,10 +20,12 @@ class Bench {
                 static_cast<long long>(ceilings_.l2_bytes >> 20));
   }
 
-  void Run() {
+  // Norms alone, or everything.
+  void Run(bool norms) {
     for (const int64_t dim : {2048, 7168}) {
       for (const int tokens : {1, 8, 64, 256, 2048, 8192}) Norm(tokens, dim);
     }
+    if (norms) return;
     for (const int tokens : {1, 256, 8192}) Embed(tokens, 2048);
     for (const int rows : {1, 8, 64, 256, 512}) {
       SampleRows("greedy", rows, {});
@@ -125,7 +128,9 @@ class Bench {
 }  // namespace
 }  // namespace hadal::bench
 
-int main() {
+// With "norm" only the norms.
+int main(int argc, char** argv) {
+  const bool norms = argc > 1 && std::string(argv[1]) == "norm";
   return hadal::bench::RunBench(
-      [] { hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run(); });
+      [=] { hadal::bench::Bench(hadal::bench::BenchContext(1 << 20)).Run(norms); });
 }

@@ -143,8 +143,8 @@ TEST_CASE("few rows, aligned shapes") {
       CheckProduct(
           {.m = m, .weight = {.n = 200, .k = 1488, .dtype = dtype, .col_offset = 64}, .x_pad = 8},
           device, rng);
-      CheckProduct({.m = m, .weight = {.n = 208, .k = 1488, .dtype = dtype, .col_offset = 64}}, device,
-                   rng);
+      CheckProduct({.m = m, .weight = {.n = 208, .k = 1488, .dtype = dtype, .col_offset = 64}},
+                   device, rng);
     }
     // One block of outputs per kernel variant, few inputs; and enough outputs for every split.
     for (const int64_t n : {128, 1000, 2048, 5000}) {
@@ -166,7 +166,7 @@ TEST_CASE("every head has its own matrix") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16);
   for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
-    for (const int m : {1, 8, 33, 100}) {
+    for (const int m : {1, 8, 33, 100, 130}) {
       CheckProduct({.m = m, .matrices = 16, .weight = {.n = 512, .k = 128, .dtype = dtype}}, device,
                    rng);
       CheckProduct({.m = m,
@@ -175,6 +175,14 @@ TEST_CASE("every head has its own matrix") {
                    device, rng);
       CheckProduct({.m = m, .matrices = 3, .weight = {.n = 192, .k = 576, .dtype = dtype}}, device,
                    rng);
+      CheckProduct({.m = m,
+                    .matrices = 3,
+                    .weight = {.n = 96,
+                               .k = 304,
+                               .dtype = dtype,
+                               .row_offset = 7,
+                               .col_offset = 72}},
+                   device, rng);
     }
   }
 }

@@ -149,6 +149,7 @@ TEST_CASE("MlaInput turns the queries and writes normalised, turned latent rows"
       {"9 heads 64 + 192, latent 576, float with bf16 cache", kF, kB, 9, 64, 576, 192, 7},
       {"16 heads 128 + 64, latent 512, bf16", kB, kB, 16, 128, 512, 64, 130},
       {"128 heads 128 + 64, latent 512, bf16", kB, kB, 128, 128, 512, 64, 9},
+      {"3 heads 8 + 16, latent 264, bf16", kB, kB, 3, 8, 264, 16, 19},
       {"2 heads 7 + 2, latent 33, bf16 with float cache", kB, kF, 2, 7, 33, 2, 1},
   };
   for (const InputCase& c : cases) CHECK(Holds(c, rng));
