@@ -89,6 +89,13 @@ struct DecodeRun {
   int runs = 0;       // of the lane, that are not empty
 };
 
+// Of `most`, as many as are a multiple of the items where these are almost all: cuts of items of one
+// length then lie at their ends and at equal parts of them.
+__device__ __forceinline__ int RunsOf(int items, int most) {
+  const int even = items < most ? most - most % items : most;
+  return even * 8 >= most * 7 ? even : most;
+}
+
 // Called by all kThreads threads of the CTA; all of them may use `shared`, 32 ints, again behind the
 // next barrier. Of a run without tiles, only that is known.
 template <int kThreads>
@@ -117,7 +124,7 @@ __device__ DecodeRun FindRun(const DecodeArgs& a, int* shared) {
     run.total += shared[w];
   }
   before += warps_before - mine;
-  run.runs = static_cast<int>(min(static_cast<int64_t>(lane_runs),
+  run.runs = static_cast<int>(min(static_cast<int64_t>(RunsOf(items, lane_runs)),
                                   (run.total + a.tiles_at_once - 1) / a.tiles_at_once));
   __syncthreads();
   if (lane_run >= run.runs) return run;
