@@ -131,6 +131,7 @@ void MoeTile(const MoeParams& p, CudaContext& context) {
   run.args.in_pairs = in_pairs;
   run.Launch(true);
 
+  run.args.tiles_known = true;
   experts.source = nullptr;
   SetOperand(run.Prepare(hidden, rows, sorted.num_rows, width), width, experts);
   run.SetWeights(p.w2, dim, experts);

@@ -82,6 +82,8 @@ __device__ __forceinline__ void PassItem(const TileMemory<Shape>& memory, int st
 template <typename Shape, typename Multiply>
 __device__ __forceinline__ void Consume(const TileArgs& a, const TileMemory<Shape>& memory,
                                         Multiply multiply) {
+  WaitForPrevious();
+  AllowNext();
   const TileItems<Shape> items(a);
   const int group = Uniform(static_cast<int>(threadIdx.x) / 128) - 1;
   TileSlot<Shape::kSlots> slot;
@@ -117,8 +119,6 @@ __device__ __forceinline__ TileMemory<Shape> BeginTiles(const TileArgs& a, char*
   }
   __syncthreads();
   JoinCluster<Shape>();
-  WaitForPrevious();
-  AllowNext();
   return memory;
 }
 

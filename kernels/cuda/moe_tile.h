@@ -35,6 +35,9 @@ struct TileArgs {
   TilePart shared;
   TilePart experts;
   bool in_pairs = false;  // tiles come as SortRows() orders them in pairs
+  // The tiles were there before the kernel before this one began its work: the first weights do not
+  // wait for that one.
+  bool tiles_known = false;
 };
 
 // Whether two blocks share weights: bf16 where most experts have more than one tile. FP8 tiles in pairs

@@ -155,8 +155,31 @@ __device__ __forceinline__ void CopyWeights(const TileArgs& a, const TileMemory<
   }
 }
 
+// One thread's part of a step: what the slot is to hold, and its weights.
+template <typename Shape>
+__device__ __forceinline__ void BeginStep(const TileArgs& a, const TileMemory<Shape>& memory,
+                                          const TileItem& item, int step, int slot) {
+  ArriveExpecting(memory.full(slot), Shape::kWeightBytes);
+  CopyWeights(a, memory, item, item.of_shared ? &a.shared_map : &a.experts_map, step, slot);
+}
+
+// Begins the first steps of the first item, whose slots are empty. Returns how many.
+template <typename Shape>
+__device__ __forceinline__ int BeginEarly(const TileArgs& a, const TileMemory<Shape>& memory) {
+  const TileItems<Shape> items(a);
+  if (items.First() >= items.count) return 0;
+  const TileItem item = items.Settle(items.At(items.First()));
+  const int steps = min(Shape::kSlots, items.Steps(item));
+  for (int step = 0; step < steps && threadIdx.x == 0; ++step) {
+    BeginStep(a, memory, item, step, step);
+  }
+  return steps;
+}
+
 template <typename Shape>
 __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shape>& memory) {
+  int begun = a.tiles_known ? BeginEarly(a, memory) : 0;
+  WaitForPrevious();
   const TileItems<Shape> items(a);
   TileSlot<Shape::kSlots> slot;
   if (items.First() >= items.count) return;
@@ -166,17 +189,13 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
   for (int i = items.First(); i < items.count; i += items.Stride()) {
     const TileItem item = items.Settle(next);
     const TilePart& p = items.part(item);
-    const CUtensorMap* map = item.of_shared ? &a.shared_map : &a.experts_map;
     TileGather gather;
     gather.Place(p, item.tile, source, sizeof(typename Shape::Weight));
     if constexpr (Shape::kScaleBytes > 0) gather.PlaceScales<Shape>(p, item, source);
     const int steps = items.Steps(item);
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
-      if (threadIdx.x == 0) {
-        ArriveExpecting(memory.full(slot.index), Shape::kWeightBytes);
-        CopyWeights(a, memory, item, map, step, slot.index);
-      }
+      if (--begun < 0 && threadIdx.x == 0) BeginStep(a, memory, item, step, slot.index);
       gather.Copy(memory.x(slot.index), step);
       if constexpr (Shape::kScaleBytes > 0) gather.CopyScales(memory.scales(slot.index), step);
       ArriveWhenCopied(memory.full(slot.index));
