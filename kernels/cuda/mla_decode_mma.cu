@@ -4,7 +4,7 @@
 #include "kernels/cuda/mla_flash.cuh"
 
 // Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by
-// the reading of the cache. A CTA keeps three tiles of 64 keys in flight; a tile serves as keys and
+// the reading of the cache. A CTA keeps up to three tiles of 64 keys in flight; a tile serves as keys and
 // as values. Each of 8 warps makes the scores of 8 keys, with the queries in registers, then 64 of
 // the 512 columns of the output; scores change hands in shared memory.
 
@@ -120,13 +120,10 @@ __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSe
   }
 }
 
-using Ring = DecodeRing<kStages>;
-
-// One stage, the one before the ring's, is empty between segments.
 __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Ring& ring,
                                            Producer& producer) {
   const DecodeSegment& s = shared.segment;
-  const int empty = (ring.stage + kStages - 1) % kStages;
+  const int empty = ring.Empty();
   uint4 pieces[kQueryPieces];
   FetchQueries(a, s.item, pieces);
   if (s.done == 0) ClearMerges<kThreads>(a);
@@ -162,7 +159,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
 #endif
 
 __global__ void __launch_bounds__(kThreads, 1)
-    MmaDecodeKernel(const __grid_constant__ DecodeArgs a) {
+    MmaDecodeKernel(const __grid_constant__ DecodeArgs a, int stages) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
@@ -182,15 +179,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     if (threadIdx.x == 0) shared.run = run, shared.segment = FirstSegment(a, run);
   }
   Producer early = producer;
-  for (int stage = 0; stage + 1 < kStages; ++stage) early.Issue<true, false>(a, shared, stage);
+  for (int stage = 0; stage + 1 < stages; ++stage) early.Issue<true, false>(a, shared, stage);
   __syncthreads();
   cudaGridDependencySynchronize();
-  for (int stage = 0; stage + 1 < kStages; ++stage) producer.Issue<false, true>(a, shared, stage);
+  for (int stage = 0; stage + 1 < stages; ++stage) producer.Issue<false, true>(a, shared, stage);
   if (run.tiles == 0) {
     ClearMerges<kThreads>(a);
     return;
   }
-  Ring ring;
+  Ring ring{stages};
   while (true) {
     RunSegment(a, shared, ring, producer);
     const DecodeSegment& s = shared.segment;
@@ -215,7 +212,12 @@ void MmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DecodeArgs args;
   args.p = p;
   const int ctas = PrepareDecode(args, kRows, 1, context);
-  Launch(MmaDecodeKernel, dim3(ctas), dim3(kThreads), sizeof(Shared), context, args);
+  // Where every run has one tile at most, CTAs without a third stage find room beside the blocks of
+  // the kernel before, and begin while it runs.
+  const bool short_runs = MostTiles(args) <= ctas / args.pieces;
+  const int stages = short_runs ? 2 : kMaxStages;
+  Launch(MmaDecodeKernel, dim3(ctas), dim3(kThreads),
+         sizeof(Shared) - (kMaxStages - stages) * kStageBytes, context, args, stages);
   HADAL_CUDA_LAUNCHED();
   MergeDecode(args, ctas, context);
 }

@@ -11,19 +11,31 @@ inline constexpr int kRows = 16;
 inline constexpr int kDim = kDecodeDim;
 inline constexpr int kSteps = kDim / 16;
 inline constexpr int kThreads = 256;
-inline constexpr int kWarps = kThreads / 32, kStages = 3;
+inline constexpr int kWarps = kThreads / 32;
+inline constexpr int kMaxStages = 3;
 inline constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
 inline constexpr int kStageBytes = kBlockSize * kPitch;
 inline constexpr int kWeightPitch = kBlockSize * 2 + 16;
 
 struct Shared {
-  char stages[kStages][kStageBytes];
   char weights[kRows * kWeightPitch];
   float of_warp[kWarps][kRows];
-  uint64_t full[kStages];
+  uint64_t full[kMaxStages];
   int schedule[32];
   DecodeRun run;
   DecodeSegment segment;  // thread 0 writes it between two barriers
+  alignas(128) char stages[kMaxStages][kStageBytes];  // the last ones of which there may not be
+};
+
+// Stage and parity of the next tile. One stage, the one before it, is empty between segments.
+struct Ring {
+  int stages;
+  int stage = 0;
+  uint32_t parity = 0;
+  __device__ __forceinline__ int Empty() const { return stage == 0 ? stages - 1 : stage - 1; }
+  __device__ __forceinline__ void Advance() {
+    if (++stage == stages) stage = 0, parity ^= 1;
+  }
 };
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900

@@ -114,15 +114,19 @@ __global__ void __launch_bounds__(kGroup* kGroups) MergeFewKernel(DecodeArgs a) 
 
 }  // namespace
 
+int64_t MostTiles(const DecodeArgs& args) {
+  const AttentionRows& rows = args.p.rows;
+  return rows.num_rows * ((rows.max_context - 1) / kBlockSize + 1);
+}
+
 int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context) {
   const AttentionRows& rows = args.p.rows;
   args.scale_log2 = args.p.scale * kLog2E;
   args.piece_rows = piece_rows;
   args.tiles_at_once = tiles_at_once;
   args.pieces = (rows.max_row_tokens * args.p.heads + piece_rows - 1) / piece_rows;
-  const int64_t tiles = rows.num_rows * ((rows.max_context - 1) / kBlockSize + 1);
   const int sms = std::min(context.sm_count, kMaxRuns);
-  const int runs = static_cast<int>(std::clamp<int64_t>(sms / args.pieces, 1, tiles));
+  const int runs = static_cast<int>(std::clamp<int64_t>(sms / args.pieces, 1, MostTiles(args)));
   const int ctas = runs * args.pieces;
   if (runs > 1) {
     args.by_row = rows.num_rows < runs;

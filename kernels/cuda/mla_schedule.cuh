@@ -221,16 +221,6 @@ __device__ inline void NextSegment(const DecodeArgs& a, const DecodeRun& run, De
   s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
 }
 
-// Stage and parity of the next tile.
-template <int kStages>
-struct DecodeRing {
-  int stage = 0;
-  uint32_t parity = 0;
-  __device__ __forceinline__ void Advance() {
-    if (++stage == kStages) stage = 0, parity ^= 1;
-  }
-};
-
 // Keys that the query of (query, head) pair `pair` sees.
 __device__ __forceinline__ int KeysOfPair(const DecodeArgs& a, const DecodeItem& item, int pair) {
   return pair < item.pairs ? item.row.start_pos + pair / a.p.heads + 1 : 0;
@@ -279,6 +269,8 @@ __device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegmen
   }
 }
 
+// Of all items of a lane, at most.
+int64_t MostTiles(const DecodeArgs& args);
 // Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
 int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context);
 // The second kernel, where it is needed.
