@@ -40,7 +40,7 @@ HADAL_FEW_PRODUCT("32", 4, HADAL_N16, HADAL_D4, "%16, %17", "{%16, %17, %18, %19
 HADAL_FEW_PRODUCT("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "{%32, %33, %34, %35}, %36")
 
 // d [64, N] = a [64, 32] b [N, 32]^T, plus d when `add`: e4m3, both in shared memory, k contiguous.
-// N = 16 or 64. Sums within such a product keep about 14 bits.
+// N = 16, 32 or 64. Sums within such a product keep about 14 bits.
 #define HADAL_FEW_PRODUCT_F8(n, tiles, names, d_all, operands, adds)                            \
   __device__ __forceinline__ void FewProductF8(float (&d)[tiles][4], uint64_t a, uint64_t b,    \
                                                int add) {                                       \
@@ -52,6 +52,7 @@ HADAL_FEW_PRODUCT("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "{%32, %33, %34, %35
   }
 
 HADAL_FEW_PRODUCT_F8("16", 2, HADAL_N8, HADAL_D2, "%8, %9", "%10")
+HADAL_FEW_PRODUCT_F8("32", 4, HADAL_N16, HADAL_D4, "%16, %17", "%18")
 HADAL_FEW_PRODUCT_F8("64", 8, HADAL_N32, HADAL_D8, "%32, %33", "%34")
 
 }  // namespace hadal::cuda

@@ -16,6 +16,8 @@ inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
+// The least of which no two blocks fit an SM: 228 KB, 1 KB more for each block.
+inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
 
 struct FewArgs {
   const void* x = nullptr;  // [tokens, dim] bf16

@@ -18,25 +18,24 @@ void Prepare(void (*kernel)(FewF8Args)) {
                                   static_cast<int>(kFewSharedBytes)));
 }
 
-void LaunchW2(const FewF8Args& a, CudaContext& context) {
-  const int64_t tiles = CeilDiv(a.few.dim, 64);
-  int splits = 1;
-  while (splits < kF8W2MaxSplits && tiles * splits * 2 <= context.sm_count) splits *= 2;
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim = {static_cast<unsigned>(splits), 1, 1};
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(splits), static_cast<unsigned>(tiles));
-  config.blockDim = dim3(kF8W2Threads);
+template <int kFold>
+void LaunchW2(FewF8Args& a, int count, int splits, CudaContext& context) {
+  using Tile = F8W2Tile<kFold>;
+  a.w2 = RowMap(a.few.w2, count, Tile::kRows);
+  a.shared2 = a.few.shared_width == 0 ? a.w2 : RowMap(a.few.shared2, 1, Tile::kRows);
+  const dim3 grid(static_cast<unsigned>(splits),
+                  static_cast<unsigned>(CeilDiv(a.few.dim, Tile::kRows)));
   // Where one block an SM is enough, no two should meet on one while others are idle.
-  const int64_t alone = splits < 4 ? kFewSharedBytes / 2 + 1024 : 0;
-  config.dynamicSmemBytes = static_cast<size_t>(std::max(alone, FewF8W2SharedBytes()));
-  config.stream = context.stream;
-  config.attrs = attributes;
-  config.numAttrs = 2;
-  HADAL_CUDA(cudaLaunchKernelEx(&config, FewF8W2Kernel, a));
+  const int64_t alone = kFold == 1 ? kFewAloneBytes : 0;
+  LaunchClusters(FewF8W2Kernel<kFold>, grid, splits, dim3(kF8W2Threads),
+                 static_cast<size_t>(std::max(alone, FewF8W2SharedBytes<kFold>())), context, a);
+}
+
+// Clusters of at most two, as larger ones leave SMs out.
+void LaunchW2(FewF8Args& a, int count, CudaContext& context) {
+  const int64_t tiles = CeilDiv(a.few.dim, 64);
+  if (tiles * 4 <= context.sm_count) return LaunchW2<2>(a, count, 2, context);
+  LaunchW2<1>(a, count, tiles * 2 <= context.sm_count ? 2 : 1, context);
 }
 
 }  // namespace
@@ -49,14 +48,13 @@ void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& c
   static const bool once = [] {
     Prepare(FewF8W13Kernel);
     Prepare(FewF8FineKernel);
-    Prepare(FewF8W2Kernel);
+    Prepare(FewF8W2Kernel<1>);
+    Prepare(FewF8W2Kernel<2>);
     return true;
   }();
   (void)once;
   FewF8Args a{};
   a.few = args;
-  a.w2 = RowMap(args.w2, count);
-  a.shared2 = args.shared_width == 0 ? a.w2 : RowMap(args.shared2, 1);
   const bool fine = FewF8FineFits(args);
   const auto map = fine ? PairBlockMap : PairMap;
   a.w13 = map(args.w13, count);
@@ -67,7 +65,7 @@ void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& c
   const int64_t shared = fine ? FewF8FineSharedBytes(args) : FewF8W13SharedBytes(args);
   Launch(fine ? FewF8FineKernel : FewF8W13Kernel, blocks, kF8Threads, static_cast<size_t>(shared),
          context, a);
-  LaunchW2(a, context);
+  LaunchW2(a, count, context);
 }
 
 }  // namespace hadal::cuda

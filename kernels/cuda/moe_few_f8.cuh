@@ -60,17 +60,33 @@ __device__ __forceinline__ void StoreSplit(uint32_t tile, int t, int lane, const
   StoreShared8(at + 8 * 128, v.low);
 }
 
-// The products of a tile and the tokens beside it: rows g and g + 8 of the warp's 16, tokens 2 q
-// and 2 q + 1, without scales.
+// A tile may hold kFold blocks of 128 columns of 64 / kFold weight rows, one below the other, with
+// the tokens of all of them beside it: of the products each warp keeps those of its own block.
+template <int kFold>
+__device__ __forceinline__ int FoldOf() {  // of this warp
+  return static_cast<int>(threadIdx.x) % 128 / 32 * kFold / 4;
+}
+template <int kHalf, int kTiles>
+__device__ __forceinline__ void KeepHalf(float (&d)[kTiles][4], bool upper) {
+#pragma unroll
+  for (int i = 0; i < 4 * kHalf; ++i) {
+    float& to = d[i / 4][i % 4];
+    to = upper ? d[kHalf + i / 4][i % 4] : to;
+  }
+}
+// Rows g and g + 8 of the warp's 16, tokens 2 q and 2 q + 1, without scales.
+template <int kFold>
 __device__ __forceinline__ void MultiplyTile(uint32_t tile, uint32_t tokens, float (&out)[4]) {
   const uint64_t a = TileDescriptor(tile), b = TileDescriptor(tokens);
-  float d[2][4];
+  float d[2 * kFold][4];
   BeginProducts();
 #pragma unroll
   for (int k = 0; k < 4; ++k) FewProductF8(d, a + 2 * k, b + 2 * k, k > 0);
   CommitProducts();
   AwaitProducts<0>();
   KeepAll(d);
+  if constexpr (kFold == 4) KeepHalf<4>(d, FoldOf<kFold>() & 2);
+  if constexpr (kFold >= 2) KeepHalf<2>(d, FoldOf<kFold>() & 1);
 #pragma unroll
   for (int c = 0; c < 4; ++c) out[c] = d[0][c] + kLowPart * d[1][c];
 }

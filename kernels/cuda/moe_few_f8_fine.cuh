@@ -87,25 +87,6 @@ struct FineScales {
   }
 };
 
-// Rows g and g + 8 of this warp's block, tokens 2 q and 2 q + 1, without scales.
-__device__ __forceinline__ void MultiplyBlocks(uint32_t tile, uint32_t tokens, float (&out)[4]) {
-  const uint64_t a = TileDescriptor(tile), b = TileDescriptor(tokens);
-  const int warp = threadIdx.x % 128 / 32;
-  float d[8][4];
-  BeginProducts();
-#pragma unroll
-  for (int k = 0; k < 4; ++k) FewProductF8(d, a + 2 * k, b + 2 * k, k > 0);
-  CommitProducts();
-  AwaitProducts<0>();
-  KeepAll(d);
-#pragma unroll
-  for (int c = 0; c < 4; ++c) {
-    const float high = warp < 2 ? (warp == 0 ? d[0][c] : d[2][c]) : (warp == 2 ? d[4][c] : d[6][c]);
-    const float low = warp < 2 ? (warp == 0 ? d[1][c] : d[3][c]) : (warp == 2 ? d[5][c] : d[7][c]);
-    out[c] = high + kLowPart * low;
-  }
-}
-
 __device__ __forceinline__ void ConsumeFine(const W13Items& items, int steps, uint32_t ring,
                                             const F8Tokens& tokens, FineScales& scales,
                                             FineShared& shared) {
@@ -120,8 +101,8 @@ __device__ __forceinline__ void ConsumeFine(const W13Items& items, int steps, ui
       scales.Fetch(count);
       float part[4];
       AwaitBarrier(SharedAddress(&shared.barriers.full[stage.index]), stage.parity);
-      MultiplyBlocks(ring + (stage.index * 2 + warp / 4) * kF8TileBytes,
-                     tokens.tile(step * kFineBlocks + warp / 4 * 4), part);
+      MultiplyTile<4>(ring + (stage.index * 2 + warp / 4) * kF8TileBytes,
+                      tokens.tile(step * kFineBlocks + warp / 4 * 4), part);
       if (lane == 0) Arrive(SharedAddress(&shared.barriers.empty[stage.index]));
       AddTile(part, gate, up,
               *reinterpret_cast<const float2*>(tokens.scales + block * kFewTokens + lane % 4 * 2),

@@ -166,7 +166,7 @@ __device__ __forceinline__ void ConsumeW13(const F8W13Items& items, uint32_t rin
       scales.Fetch(count);
       float part[4];
       AwaitBarrier(SharedAddress(&shared.barriers.full[stage.index]), stage.parity);
-      MultiplyTile(ring + (stage.index * 2 + group) * kF8TileBytes, tokens.tile(block), part);
+      MultiplyTile<1>(ring + (stage.index * 2 + group) * kF8TileBytes, tokens.tile(block), part);
       if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared.barriers.empty[stage.index]));
       AddTile(part, gate, up,
               *reinterpret_cast<const float2*>(tokens.scales + block * kFewTokens + 2 * q), sum);

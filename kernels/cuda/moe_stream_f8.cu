@@ -44,7 +44,7 @@ void LaunchStreamF8(const StreamArgs& args, const StreamRows& rows, bool gated, 
   a.experts.split = views[0];
   a.shared.split = views[both ? 1 : 0];
   const auto map = [&](const StreamPart& part, int matrices) {
-    return gated ? PairMap(part.w, matrices) : RowMap(part.w, matrices);
+    return gated ? PairMap(part.w, matrices) : RowMap(part.w, matrices, 64);
   };
   a.experts_map = map(args.experts, rows.matrices);
   a.shared_map = args.shared.n > 0 ? map(args.shared, 1) : a.experts_map;

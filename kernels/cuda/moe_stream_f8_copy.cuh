@@ -141,7 +141,7 @@ __device__ __forceinline__ void CopyStreamWeights(const StreamF8Args& a, const S
     if constexpr (Shape::kIsGated) {
       CopyRowPairs(box, map, column, item.first / 8 + half * 4, item.tile.expert, full);
     } else {
-      CopyRows64(box, map, column, item.first + half * 64, item.tile.expert, full);
+      CopyRows(box, map, column, item.first + half * 64, item.tile.expert, full);
     }
   }
 }
