@@ -9,8 +9,10 @@
 namespace hadal::cuda {
 namespace {
 
-// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Both blocks
-// of bf16 fit an SM together, so that w2 fetches while w13 ends.
+// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Of up to 4
+// tokens both blocks of bf16 fit an SM together, so that w2 fetches while w13 ends; so do w2's and
+// that of the next layer's first product. Two of w2 do not: where w13's take more, w2's start as
+// the first of those end and would share half of the SMs.
 constexpr int kW13Slots = 5;
 constexpr int kW2Slots = 4;
 
@@ -50,8 +52,11 @@ void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
   const auto w2 = FewW2Kernel<kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    HADAL_CUDA(cudaFuncSetAttribute(w13, kAttribute, static_cast<int>(kFewSharedBytes)));
-    HADAL_CUDA(cudaFuncSetAttribute(w2, kAttribute, static_cast<int>(kFewSharedBytes)));
+    constexpr auto kCarveout = cudaFuncAttributePreferredSharedMemoryCarveout;
+    for (const auto kernel : {w13, w2}) {
+      HADAL_CUDA(cudaFuncSetAttribute(kernel, kCarveout, cudaSharedmemCarveoutMaxShared));
+      HADAL_CUDA(cudaFuncSetAttribute(kernel, kAttribute, static_cast<int>(kFewSharedBytes)));
+    }
     return true;
   }();
   (void)once;
@@ -62,7 +67,8 @@ void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
   Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes(a, kW13Slots), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, FewW2SharedBytes(kW2Slots), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, std::max(FewW2SharedBytes(kW2Slots), kFewAloneBytes),
+         context, a);
 }
 
 }  // namespace
