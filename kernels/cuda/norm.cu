@@ -38,15 +38,15 @@ struct NormArgs {
 
 // The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per
 // thread, which keeps it in registers: memory is read once. Weights are there before the kernel in
-// front of this one ends.
+// front of this one ends; so are those of the product behind it, which may start as early.
 template <typename S, typename T>
 __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a) {
   const int64_t i = threadIdx.x * kVector;
   const bool mine = i < a.dim;
   float x[kVector] = {}, w[kVector] = {};
+  cudaTriggerProgrammaticLaunchCompletion();
   if (mine && a.out != nullptr) LoadVector(a.weight + i, w);
   cudaGridDependencySynchronize();
-  cudaTriggerProgrammaticLaunchCompletion();
   S* residual = a.residual + blockIdx.x * a.x_stride;
   float square = 0;
   if (mine) {

@@ -215,6 +215,7 @@ TEST_CASE("cuda moe: at most 8 tokens against float64", "[few]") {
       {"bf16 eight tokens", 8, 6, 64, 64, 512, 352, 704},
       {"bf16 seven tokens, some local", 7, 4, 32, 12, 320, 208, 104},
       {"fp8 one token", 1, 4, 8, 8, 512, 256, 256, kF8},
+      {"fp8 one token, three blocks of columns", 1, 2, 4, 4, 320, 120, 104, kF8},
       {"fp8 one token, wide", 1, 2, 6, 5, 7168, 64, 40, kF8},
       {"fp8 two tokens, items of 16 rows from here", 2, 2, 6, 5, 4096, 40, 24, kF8},
       {"fp8 two tokens, items of 64 rows up to here", 2, 2, 6, 5, 4096 - 128, 40, 24, kF8},
