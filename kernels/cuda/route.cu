@@ -19,7 +19,7 @@ constexpr int kClusterTokens = 16;  // a cluster for each while all of them run 
 constexpr int kMaxSplits = 32;      // of k, so that few tokens keep all SMs busy
 constexpr int kChooseWarps = 4;
 constexpr int kSumThreads = 256;
-constexpr int kSumTokens = 256;     // beyond, and with few splits, a warp adds up its token's
+constexpr int kSumTokens = 256;  // beyond, and with few splits, a warp adds up its token's
 
 __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs a) {
   extern __shared__ __align__(128) char memory[];
@@ -60,7 +60,7 @@ __global__ void __launch_bounds__(kChooseWarps * 32)
   const int64_t token = int64_t{blockIdx.x} * kChooseWarps + warp;
   if (token >= p.tokens) return WaitForPrevious();
   Choose<kVec, kPer, false>(
-      p, token, scratch + warp * kRouteScratch * p.experts, [&](float (&v)[kPer]) {
+      p, token, scratch + warp * kRouteScratch * p.experts, [&](float(&v)[kPer]) {
         WaitForPrevious();
         AllowNext();
         const float* from = logits + token * p.experts;
@@ -127,7 +127,7 @@ __global__ void __launch_bounds__(kSumThreads + 32)
     __syncthreads();
     return;
   }
-  Choose<kVec, kPer>(p, token, scratch, [&](float (&v)[kPer]) {
+  Choose<kVec, kPer>(p, token, scratch, [&](float(&v)[kPer]) {
     WaitForPrevious();
     __syncthreads();
 #pragma unroll
@@ -176,13 +176,15 @@ void LaunchChoice(const RouteParams& p, const float* logits, int splits, CudaCon
            kChooseWarps * scratch, context, p, logits, splits);
   }
 }
-template <int kPer>
 void LaunchChoice(const RouteParams& p, const float* logits, int splits, CudaContext& context) {
-  constexpr int kVec = std::min(kPer, 4);
-  if (p.experts % 4 == 0) {
-    LaunchChoice<kPer, kVec>(p, logits, splits, context);
+  if (p.experts % 4 != 0) {
+    LaunchChoice<16, 1>(p, logits, splits, context);
+  } else if (p.experts <= 64) {
+    LaunchChoice<2, 2>(p, logits, splits, context);
+  } else if (p.experts <= 256) {
+    LaunchChoice<8, 4>(p, logits, splits, context);
   } else {
-    LaunchChoice<kPer, 1>(p, logits, splits, context);
+    LaunchChoice<16, 4>(p, logits, splits, context);
   }
 }
 
@@ -233,8 +235,8 @@ void Route(const RouteParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   HADAL_CHECK(p.experts <= 512 && p.top_k <= p.experts && p.experts % p.groups == 0);
   const bool vectors = context.act == DType::kBF16 && p.dim % 8 == 0;
-  if (vectors && context.arch >= 90 && p.tokens <= kClusterTokens &&
-      p.experts <= kClusterExperts && p.dim == kClusterDim) {
+  if (vectors && context.arch >= 90 && p.tokens <= kClusterTokens && p.experts <= kClusterExperts &&
+      p.dim == kClusterDim) {
     return LaunchClusters(ClusterKernel, dim3(kDotCluster, static_cast<unsigned>(p.tokens)),
                           kDotCluster, kClusterThreads, 0, context, p);
   }
@@ -250,13 +252,7 @@ void Route(const RouteParams& p, CudaContext& context) {
   } else {
     LaunchDots<bf16>(p, logits, context);
   }
-  if (p.experts <= 64) {
-    LaunchChoice<2>(p, logits, splits, context);
-  } else if (p.experts <= 256) {
-    LaunchChoice<8>(p, logits, splits, context);
-  } else {
-    LaunchChoice<16>(p, logits, splits, context);
-  }
+  LaunchChoice(p, logits, splits, context);
 }
 
 int64_t RouteScratchBytes(const OpLimits& limits) {

@@ -39,13 +39,15 @@ __device__ __forceinline__ void LoadLane(const float* from, int experts, float (
     const float* at = from + first + r;
     if constexpr (kVec == 4) {
       float4 four = {};
-      if (inside) four = kFresh ? __ldcg(reinterpret_cast<const float4*>(at))
-                                : *reinterpret_cast<const float4*>(at);
+      if (inside)
+        four = kFresh ? __ldcg(reinterpret_cast<const float4*>(at))
+                      : *reinterpret_cast<const float4*>(at);
       v[r] = four.x, v[r + 1] = four.y, v[r + 2] = four.z, v[r + 3] = four.w;
     } else if constexpr (kVec == 2) {
       float2 two = {};
-      if (inside) two = kFresh ? __ldcg(reinterpret_cast<const float2*>(at))
-                               : *reinterpret_cast<const float2*>(at);
+      if (inside)
+        two = kFresh ? __ldcg(reinterpret_cast<const float2*>(at))
+                     : *reinterpret_cast<const float2*>(at);
       v[r] = two.x, v[r + 1] = two.y;
     } else {
       v[r] = !inside ? 0 : kFresh ? __ldcg(at) : *at;
@@ -92,8 +94,8 @@ __device__ __forceinline__ void ScoreExperts(const RouteParams& p, float (&v)[kP
   for (int r = 0; r < kPer; ++r) v[r] *= share;
 }
 
-// Best and second best of a group, by 1 << log_lanes neighbouring lanes; the group's score in all of
-// them. Each group's lanes start elsewhere, so that groups of 32 do not meet in one bank.
+// Best and second best of a group, by 1 << log_lanes neighbouring lanes; the group's score in all
+// of them. Each group's lanes start elsewhere, so that groups of 32 do not meet in one bank.
 __device__ __forceinline__ float ScoreGroup(const float* choice, int size, int log_lanes,
                                             GroupScore rule) {
   const int lane = threadIdx.x % 32, lanes = 1 << log_lanes, part = lane & (lanes - 1);
@@ -127,8 +129,8 @@ __device__ __forceinline__ void ExcludeGroups(const RouteParams& p, float (&choi
   const int at_once = 32 >> log_lanes;
   for (int base = 0; base < p.groups; base += at_once) {
     const int group = base + (lane >> log_lanes);
-    const float score = ScoreGroup(values + min(group, p.groups - 1) * size, size, log_lanes,
-                                   p.group_score);
+    const float score =
+        ScoreGroup(values + min(group, p.groups - 1) * size, size, log_lanes, p.group_score);
     if (group < p.groups) keys[group] = OrderedKey(score);
   }
   __syncwarp();
@@ -226,11 +228,12 @@ __device__ __forceinline__ void RouteToken(const RouteParams& p, int64_t t, bool
   __syncwarp();
 }
 
-// The routing of token t by one warp; ready(v) waits for its logits. What else it reads was there before
-// the step. With kRehearse it first chooses from nothing: the instructions are then in the cache when
-// the logits arrive.
+// The routing of token t by one warp; ready(v) waits for its logits. What else it reads was there
+// before the step. With kRehearse it first chooses from nothing: the instructions are then in the
+// cache when the logits arrive.
 template <int kVec, int kPer, bool kRehearse = HADAL_REHEARSE, typename Ready>
-__device__ __forceinline__ void Choose(const RouteParams& p, int64_t t, float* scratch, Ready ready) {
+__device__ __forceinline__ void Choose(const RouteParams& p, int64_t t, float* scratch,
+                                       Ready ready) {
   float bias[kPer] = {}, v[kPer] = {};
   if (p.bias != nullptr) LoadLane<false, kVec>(p.bias, p.experts, bias);
   if (p.positions != nullptr && p.positions[t] < 0) {

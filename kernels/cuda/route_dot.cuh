@@ -6,8 +6,8 @@
 
 namespace hadal::cuda {
 
-// Router logits of few tokens, in FP32. What fits of the gate is in registers before the wait: it does
-// not depend on earlier kernels.
+// Router logits of few tokens, in FP32. What fits of the gate is in registers before the wait: it
+// does not depend on earlier kernels.
 
 inline constexpr int kDotThreads = 256;
 inline constexpr int kDotWarps = kDotThreads / 32;
@@ -154,7 +154,7 @@ __global__ void __launch_bounds__(kClusterThreads, 1) ClusterKernel(RouteParams 
   }
   AwaitCluster();
   if (blockIdx.x > 0) return;
-  Choose<1, kPer>(p, token, scratch, [&](float (&v)[kPer]) {
+  Choose<1, kPer>(p, token, scratch, [&](float(&v)[kPer]) {
     WaitForPrevious();
     AwaitBarrier(SharedAddress(&arrived), 0);
     LoadLane<false, kPer>(logits, kClusterExperts, v);

@@ -5,8 +5,8 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/ops.h"
 
-// Times the routers of the released models against what the card's memory allows. Gates rotate; those
-// of the smaller model stay in the cache.
+// Times the routers of the released models against what the card's memory allows. Gates rotate;
+// those of the smaller model stay in the cache.
 namespace hadal::bench {
 namespace {
 
@@ -51,10 +51,9 @@ void BenchRoute(const Shape& s, int tokens, const Ceilings& ceilings, CudaContex
       },
       context);
   const double bytes = 4.0 * s.experts * s.dim + 2.0 * tokens * s.dim;
-  std::printf(
-      "%-7s route tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
-      s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
-      100 * bytes / us / 1e3 / ceilings.read_gbs);
+  std::printf("%-7s route tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
+              s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
+              100 * bytes / us / 1e3 / ceilings.read_gbs);
   std::fflush(stdout);
   for (float* gate : gates) cudaFree(gate);
   for (void* p :

@@ -213,8 +213,8 @@ TEST_CASE("cuda route: ties go to the lower index") {
   for (float w : got.weights) CHECK(w == Approx(1.0 / s.top_k));
 }
 
-// Logits are one of four levels, so that experts tie across the warp, and groups too. Where the groups
-// that stay have fewer than top_k experts, excluded ones follow, which all tie.
+// Logits are one of four levels, so that experts tie across the warp, and groups too. Where the
+// groups that stay have fewer than top_k experts, excluded ones follow, which all tie.
 TEST_CASE("cuda route: ties everywhere, excluded experts chosen too") {
   if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
@@ -260,7 +260,8 @@ TEST_CASE("cuda route: a token has the same bits among few and among more tokens
   if (!HaveCudaDevice()) return;
   std::mt19937_64 rng(RandomSeed());
   for (const std::vector<int>& batches : {std::vector<int>{16, 7, 1}, {64, 40, 17}}) {
-    RouteShape s{"bits", batches[0], 2048, 64, 6, 1, 1, kSoftmax, kMax, true, false, 1.0f, DType::kBF16};
+    RouteShape s{"bits",   batches[0], 2048, 64,    6,    1,           1,
+                 kSoftmax, kMax,       true, false, 1.0f, DType::kBF16};
     std::vector<float> x = RandomFloats(s.tokens * s.dim, rng, 1.0f);
     const std::vector<float> gate = RandomFloats(s.experts * s.dim, rng, 0.02f);
     std::vector<int32_t> positions(static_cast<size_t>(s.tokens), 3);
