@@ -4,10 +4,6 @@
 
 #include "kernels/backend.h"
 
-#ifndef HADAL_REHEARSE
-#define HADAL_REHEARSE true
-#endif
-
 namespace hadal::cuda {
 
 // The choice of one token's experts by one warp. Lane l holds the kPer experts from l * kPer on in
@@ -228,26 +224,28 @@ __device__ __forceinline__ void RouteToken(const RouteParams& p, int64_t t, bool
   __syncwarp();
 }
 
+// Of a token that is nobody's.
+__device__ __forceinline__ void RefuseToken(const RouteParams& p, int64_t t) {
+#pragma unroll 1
+  for (int j = threadIdx.x % 32; j < p.top_k; j += 32) {
+    p.ids[t * p.top_k + j] = -1;
+    p.weights[t * p.top_k + j] = 0;
+  }
+}
+
 // The routing of token t by one warp; ready(v) waits for its logits. What else it reads was there
 // before the step. With kRehearse it first chooses from nothing: the instructions are then in the
 // cache when the logits arrive.
-template <int kVec, int kPer, bool kRehearse = HADAL_REHEARSE, typename Ready>
+template <int kVec, int kPer, bool kRehearse = true, typename Ready>
 __device__ __forceinline__ void Choose(const RouteParams& p, int64_t t, float* scratch,
                                        Ready ready) {
   float bias[kPer] = {}, v[kPer] = {};
   if (p.bias != nullptr) LoadLane<false, kVec>(p.bias, p.experts, bias);
-  if (p.positions != nullptr && p.positions[t] < 0) {
-    ready(v);
-#pragma unroll 1
-    for (int j = threadIdx.x % 32; j < p.top_k; j += 32) {
-      p.ids[t * p.top_k + j] = -1;
-      p.weights[t * p.top_k + j] = 0;
-    }
-    return;
-  }
+  const bool somebodys = p.positions == nullptr || p.positions[t] >= 0;
 #pragma unroll 1
   for (int pass = kRehearse ? 0 : 1; pass < 2; ++pass) {
     if (pass == 1) ready(v);
+    if (pass == 1 && !somebodys) return RefuseToken(p, t);
     RouteToken<kVec>(p, t, pass == 1, v, bias, scratch);
   }
 }
