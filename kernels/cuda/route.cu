@@ -6,63 +6,20 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/route_choice.cuh"
+#include "kernels/cuda/route_dot.cuh"
 #include "kernels/cuda/route_product.cuh"
 
 namespace hadal::cuda {
 namespace {
 
-constexpr int kDotThreads = 256;
-constexpr int kDotWarps = kDotThreads / 32;
-constexpr int kDotTokens = 8;      // of one block
-constexpr int kMaxDotTokens = 32;  // beyond: a tiled product reads the gate less often
-constexpr int kFewDotTokens = 4;   // beyond, bf16 tokens go to the tensor cores
-constexpr int kMaxSplits = 32;     // of k, so that few tokens keep all SMs busy
+constexpr int kDotTokens = 4;       // of one block
+constexpr int kMaxDotTokens = 32;   // beyond: a tiled product reads the gate less often
+constexpr int kFewDotTokens = 4;    // beyond, bf16 tokens go to the tensor cores
+constexpr int kClusterTokens = 16;  // a cluster for each while all of them run at once
+constexpr int kMaxSplits = 32;      // of k, so that few tokens keep all SMs busy
 constexpr int kChooseWarps = 4;
-
-// Brings a row into the L2 cache; the gate does not depend on earlier kernels.
-__device__ void PrefetchRow(const float* row, int64_t count) {
-  for (int64_t i = threadIdx.x * 32; i < count; i += kDotThreads * 32) {
-    asm volatile("prefetch.global.L2 [%0];" ::"l"(row + i));
-  }
-}
-
-// One block per expert and kDotTokens tokens: at batch 1 the gate is read by as many blocks as
-// there are experts.
-template <typename Act, int kVec>
-__global__ void __launch_bounds__(kDotThreads) DotKernel(RouteParams p, float* logits) {
-  __shared__ float partial[kDotTokens][kDotWarps];
-  const int expert = static_cast<int>(blockIdx.x);
-  const int first = static_cast<int>(blockIdx.y) * kDotTokens;
-  const int count = min(kDotTokens, p.tokens - first);
-  const float* gate = p.gate + expert * p.dim;
-  const Act* x = static_cast<const Act*>(p.x) + first * p.dim;
-  PrefetchRow(gate, p.dim);
-  WaitForPrevious();
-  AllowNext();
-  float sum[kDotTokens] = {};
-#pragma unroll 2
-  for (int64_t k = threadIdx.x * kVec; k < p.dim; k += kDotThreads * kVec) {
-    const auto g = *reinterpret_cast<const Pack<float, kVec>*>(gate + k);
-#pragma unroll
-    for (int t = 0; t < kDotTokens; ++t) {
-      if (t >= count) break;
-      const auto v = *reinterpret_cast<const Pack<Act, kVec>*>(x + t * p.dim + k);
-#pragma unroll
-      for (int i = 0; i < kVec; ++i) sum[t] += g.at[i] * ToFloat(v.at[i]);
-    }
-  }
-#pragma unroll
-  for (int t = 0; t < kDotTokens; ++t) {
-    sum[t] = WarpSum(sum[t]);
-    if (threadIdx.x % 32 == 0) partial[t][threadIdx.x / 32] = sum[t];
-  }
-  __syncthreads();
-  if (static_cast<int>(threadIdx.x) < count) {
-    float total = 0;
-    for (int w = 0; w < kDotWarps; ++w) total += partial[threadIdx.x][w];
-    logits[(first + static_cast<int64_t>(threadIdx.x)) * p.experts + expert] = total;
-  }
-}
+constexpr int kSumThreads = 256;
+constexpr int kSumTokens = 256;  // beyond, and with few splits, a warp adds up its token's
 
 __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs a) {
   extern __shared__ __align__(128) char memory[];
@@ -94,46 +51,146 @@ __global__ void __launch_bounds__(kRouteThreads) ProductKernel(RouteProductArgs 
   StoreLogits(a, sums);
 }
 
-// A warp for each of the block's tokens; all threads add up their logits: [splits, tokens,
-// experts].
+// A warp for each token, its logits the sum of few splits. logits: [splits, tokens, experts].
+template <int kPer, int kVec>
 __global__ void __launch_bounds__(kChooseWarps * 32)
-    ChooseKernel(RouteParams p, const float* logits, int splits, int block_tokens) {
-  extern __shared__ float scratch[];  // [block_tokens][kRouteScratch][experts]
-  const int first = static_cast<int>(blockIdx.x) * block_tokens;
-  const int count = min(block_tokens, p.tokens - first), warp = threadIdx.x / 32;
-  const int64_t split_stride = int64_t{p.tokens} * p.experts;
-  const bool somebodys = warp < count && IsSomebodys(p, first + warp);
-  WaitForPrevious();
-  AllowNext();
-  for (int i = threadIdx.x; i < count * p.experts; i += kChooseWarps * 32) {
-    const float* from = logits + int64_t{first} * p.experts + i;
-    float sum = 0;
-#pragma unroll 16
-    for (int s = 0; s < splits; ++s) sum += __ldcg(from + s * split_stride);
-    const int token = i / p.experts;
-    scratch[token * kRouteScratch * p.experts + (i - token * p.experts)] = sum;
-  }
-  __syncthreads();
-  if (warp >= count) return;
-  RouteToken(p, first + warp, somebodys, scratch + warp * kRouteScratch * p.experts);
+    ChooseKernel(RouteParams p, const float* logits, int splits) {
+  extern __shared__ __align__(16) float scratch[];  // [kChooseWarps][kRouteScratch][experts]
+  const int warp = threadIdx.x / 32;
+  const int64_t token = int64_t{blockIdx.x} * kChooseWarps + warp;
+  if (token >= p.tokens) return WaitForPrevious();
+  Choose<kVec, kPer>(
+      p, token, scratch + warp * kRouteScratch * p.experts, [&](float(&v)[kPer]) {
+        WaitForPrevious();
+        AllowNext();
+        const float* from = logits + token * p.experts;
+        LoadLane<true, kVec>(from, p.experts, v);
+        for (int s = 1; s < splits; ++s) {
+          float more[kPer];
+          LoadLane<true, kVec>(from + s * int64_t{p.tokens} * p.experts, p.experts, more);
+#pragma unroll
+          for (int r = 0; r < kPer; ++r) v[r] += more[r];
+        }
+      });
 }
 
+template <int kVec>
+__device__ __forceinline__ Pack<float, kVec> LoadFresh(const float* from) {
+  if constexpr (kVec == 1) {
+    return {__ldcg(from)};
+  } else {
+    const float4 v = __ldcg(reinterpret_cast<const float4*>(from));
+    return {v.x, v.y, v.z, v.w};
+  }
+}
+
+// Sums of every `groups`th split, from `group` on, of kVec experts; all loads fly at once.
+template <int kVec>
+__device__ __forceinline__ Pack<float, kVec> AddSplits(const float* from, int64_t stride, int group,
+                                                       int groups, int splits) {
+  constexpr int kAtOnce = 8;
+  Pack<float, kVec> sum = {};
+  for (int base = group; base < splits; base += kAtOnce * groups) {
+    Pack<float, kVec> part[kAtOnce] = {};
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      const int s = base + i * groups;
+      if (s < splits) part[i] = LoadFresh<kVec>(from + s * stride);
+    }
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+#pragma unroll
+      for (int c = 0; c < kVec; ++c) sum.at[c] += part[i].at[c];
+    }
+  }
+  return sum;
+}
+
+// A block for each token: kSumThreads add up its splits, one more warp chooses.
+template <int kPer, int kVec>
+__global__ void __launch_bounds__(kSumThreads + 32)
+    SumAndChooseKernel(RouteParams p, const float* logits, int splits) {
+  constexpr int kWide = kVec == 1 ? 1 : 4;
+  extern __shared__ __align__(16) float scratch[];  // [kRouteScratch][experts], [groups][experts]
+  float* sums = scratch + kRouteScratch * p.experts;
+  const int64_t token = blockIdx.x;
+  const int columns = p.experts / kWide, groups = max(1, min(kSumThreads / columns, splits));
+  if (threadIdx.x < kSumThreads) {
+    WaitForPrevious();
+    AllowNext();
+    for (int i = threadIdx.x; i < columns * groups; i += kSumThreads) {
+      const int group = i / columns, expert = (i - group * columns) * kWide;
+      *reinterpret_cast<Pack<float, kWide>*>(sums + group * p.experts + expert) =
+          AddSplits<kWide>(logits + token * p.experts + expert, int64_t{p.tokens} * p.experts,
+                           group, groups, splits);
+    }
+    __syncthreads();
+    return;
+  }
+  Choose<kVec, kPer>(p, token, scratch, [&](float(&v)[kPer]) {
+    WaitForPrevious();
+    __syncthreads();
+#pragma unroll
+    for (int r = 0; r < kPer; ++r) v[r] = 0;
+#pragma unroll 4
+    for (int g = 0; g < groups; ++g) {
+      float part[kPer];
+      LoadLane<false, kVec>(sums + g * p.experts, p.experts, part);
+#pragma unroll
+      for (int r = 0; r < kPer; ++r) v[r] += part[r];
+    }
+  });
+}
+
+int Tiles(int64_t n, int64_t of_tile) { return static_cast<int>(CeilDiv(n, of_tile)); }
+
+template <typename Act, int kVec>
+void LaunchDots(const RouteParams& p, float* logits, CudaContext& context) {
+  const auto experts = static_cast<unsigned>(p.experts);
+  if (p.tokens == 1) {
+    Launch(DotKernel<Act, kVec, 1>, dim3(experts), kDotThreads, 0, context, p, logits);
+  } else {
+    Launch(DotKernel<Act, kVec, kDotTokens>, dim3(experts, Tiles(p.tokens, kDotTokens)),
+           kDotThreads, 0, context, p, logits);
+  }
+}
 template <typename Act>
 void LaunchDots(const RouteParams& p, float* logits, CudaContext& context) {
-  const dim3 grid(static_cast<unsigned>(p.experts),
-                  static_cast<unsigned>((p.tokens + kDotTokens - 1) / kDotTokens));
   if (p.dim % 4 == 0) {
-    Launch(DotKernel<Act, 4>, grid, kDotThreads, 0, context, p, logits);
+    LaunchDots<Act, 4>(p, logits, context);
   } else {
-    Launch(DotKernel<Act, 1>, grid, kDotThreads, 0, context, p, logits);
+    LaunchDots<Act, 1>(p, logits, context);
+  }
+}
+
+// kPer: of a lane; kVec of them with one access.
+template <int kPer, int kVec>
+void LaunchChoice(const RouteParams& p, const float* logits, int splits, CudaContext& context) {
+  const int64_t scratch = kRouteScratch * int64_t{p.experts} * 4;
+  if (splits > 4 || p.tokens <= kSumTokens) {
+    const int64_t sums = std::max(kSumThreads * 4, p.experts) * int64_t{4};
+    Launch(SumAndChooseKernel<kPer, kVec>, p.tokens, kSumThreads + 32, scratch + sums, context, p,
+           logits, splits);
+  } else {
+    Launch(ChooseKernel<kPer, kVec>, Tiles(p.tokens, kChooseWarps), kChooseWarps * 32,
+           kChooseWarps * scratch, context, p, logits, splits);
+  }
+}
+void LaunchChoice(const RouteParams& p, const float* logits, int splits, CudaContext& context) {
+  if (p.experts % 4 != 0) {
+    LaunchChoice<16, 1>(p, logits, splits, context);
+  } else if (p.experts <= 64) {
+    LaunchChoice<2, 2>(p, logits, splits, context);
+  } else if (p.experts <= 256) {
+    LaunchChoice<8, 4>(p, logits, splits, context);
+  } else {
+    LaunchChoice<16, 4>(p, logits, splits, context);
   }
 }
 
 int64_t LogitCount(int64_t tokens, int64_t experts) {
   return std::max<int64_t>(tokens * experts, int64_t{1} << 20);
 }
-
-int Tiles(int64_t n, int64_t of_tile) { return static_cast<int>(CeilDiv(n, of_tile)); }
 
 // A block per SM while k can be split for it, two where there are many tokens; no more partial sums
 // than there is room for.
@@ -177,10 +234,16 @@ void LaunchGeneral(const RouteParams& p, float* logits, CudaContext& context) {
 void Route(const RouteParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   HADAL_CHECK(p.experts <= 512 && p.top_k <= p.experts && p.experts % p.groups == 0);
+  const bool vectors = context.act == DType::kBF16 && p.dim % 8 == 0;
+  if (vectors && context.arch >= 90 && p.tokens <= kClusterTokens && p.experts <= kClusterExperts &&
+      p.dim == kClusterDim) {
+    return LaunchClusters(ClusterKernel, dim3(kDotCluster, static_cast<unsigned>(p.tokens)),
+                          kDotCluster, kClusterThreads, 0, context, p);
+  }
   DeviceScratch::Scope scope(context.scratch);
   float* logits = context.scratch.Allocate<float>(LogitCount(p.tokens, p.experts));
   int splits = 1;
-  if (p.tokens > kFewDotTokens && context.act == DType::kBF16 && p.dim % 8 == 0) {
+  if (vectors && p.tokens > kFewDotTokens) {
     splits = LaunchProduct(p, logits, context);
   } else if (p.tokens > kMaxDotTokens) {
     LaunchGeneral(p, logits, context);
@@ -189,10 +252,7 @@ void Route(const RouteParams& p, CudaContext& context) {
   } else {
     LaunchDots<bf16>(p, logits, context);
   }
-  const int block_tokens = splits > 4 ? 1 : kChooseWarps;
-  const int64_t scratch = block_tokens * kRouteScratch * int64_t{p.experts} * 4;
-  Launch(ChooseKernel, Tiles(p.tokens, block_tokens), kChooseWarps * 32, scratch, context, p,
-         logits, splits, block_tokens);
+  LaunchChoice(p, logits, splits, context);
 }
 
 int64_t RouteScratchBytes(const OpLimits& limits) {

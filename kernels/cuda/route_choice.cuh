@@ -6,64 +6,105 @@
 
 namespace hadal::cuda {
 
-// The choice of one token's experts by one warp.
+// The choice of one token's experts by one warp. Lane l holds the kPer experts from l * kPer on in
+// registers: of equal values the lowest lane's, and there the first, has the lowest index.
 
 inline constexpr unsigned kWholeWarp = 0xffffffffu;
 
-// Larger value, larger key; of equal values the lower index. No value has key 0.
-__device__ __forceinline__ uint64_t ChoiceKey(float value, int index) {
+// Larger value, larger key. No value has key 0.
+__device__ __forceinline__ uint32_t OrderedKey(float value) {
   const uint32_t bits = __float_as_uint(value + 0.0f);  // -0 ties with 0
-  const uint32_t ordered = (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
-  return (uint64_t{ordered} << 32) | (0xffffffffu - static_cast<uint32_t>(index));
+  return (bits & 0x80000000u) != 0 ? ~bits : bits | 0x80000000u;
 }
-__device__ __forceinline__ int IndexOfKey(uint64_t key) {
-  return static_cast<int>(0xffffffffu - static_cast<uint32_t>(key));
-}
-
-__device__ __forceinline__ uint64_t WarpMax(uint64_t key) {
-  const auto high = static_cast<uint32_t>(key >> 32);
-  const uint32_t top = __reduce_max_sync(kWholeWarp, high);
-  const uint32_t low = high == top ? static_cast<uint32_t>(key) : 0;
-  return (uint64_t{top} << 32) | __reduce_max_sync(kWholeWarp, low);
-}
-__device__ __forceinline__ float WarpMax(float x) {
-  for (int d = 16; d > 0; d /= 2) x = fmaxf(x, __shfl_xor_sync(kWholeWarp, x, d));
-  return x;
+__device__ __forceinline__ float ValueOfKey(uint32_t key) {
+  return __uint_as_float((key & 0x80000000u) != 0 ? key & 0x7fffffffu : ~key);
 }
 __device__ __forceinline__ float WarpSum(float x) {
   for (int d = 16; d > 0; d /= 2) x += __shfl_xor_sync(kWholeWarp, x, d);
   return x;
 }
 
-// Logits become scores in place, by the warp.
-__device__ inline void ScoreExperts(const RouteParams& p, float* scores) {
-  const int lane = threadIdx.x % 32;
-  if (p.score == RouterScore::kSigmoid) {
-    for (int e = lane; e < p.experts; e += 32) scores[e] = 1.0f / (1.0f + expf(-scores[e]));
-    return;
+// A lane's values of `from`, 0 where there is no such expert. Of kVec, experts is a multiple.
+// kFresh: written by the kernel before this one, and so not to be found in the first-level cache.
+template <bool kFresh, int kVec, int kPer>
+__device__ __forceinline__ void LoadLane(const float* from, int experts, float (&v)[kPer]) {
+  const int first = threadIdx.x % 32 * kPer;
+#pragma unroll
+  for (int r = 0; r < kPer; r += kVec) {
+    const bool inside = first + r < experts;
+    const float* at = from + first + r;
+    if constexpr (kVec == 4) {
+      float4 four = {};
+      if (inside)
+        four = kFresh ? __ldcg(reinterpret_cast<const float4*>(at))
+                      : *reinterpret_cast<const float4*>(at);
+      v[r] = four.x, v[r + 1] = four.y, v[r + 2] = four.z, v[r + 3] = four.w;
+    } else if constexpr (kVec == 2) {
+      float2 two = {};
+      if (inside)
+        two = kFresh ? __ldcg(reinterpret_cast<const float2*>(at))
+                     : *reinterpret_cast<const float2*>(at);
+      v[r] = two.x, v[r + 1] = two.y;
+    } else {
+      v[r] = !inside ? 0 : kFresh ? __ldcg(at) : *at;
+    }
   }
-  float top = -INFINITY, sum = 0;
-  for (int e = lane; e < p.experts; e += 32) top = fmaxf(top, scores[e]);
-  top = WarpMax(top);
-  for (int e = lane; e < p.experts; e += 32) {
-    scores[e] = expf(scores[e] - top);
-    sum += scores[e];
+}
+template <int kVec, int kPer>
+__device__ __forceinline__ void StoreLane(float* to, int experts, const float (&v)[kPer]) {
+  const int first = threadIdx.x % 32 * kPer;
+#pragma unroll
+  for (int r = 0; r < kPer; r += kVec) {
+    if (first + r >= experts) continue;
+    if constexpr (kVec == 4) {
+      *reinterpret_cast<float4*>(to + first + r) = make_float4(v[r], v[r + 1], v[r + 2], v[r + 3]);
+    } else if constexpr (kVec == 2) {
+      *reinterpret_cast<float2*>(to + first + r) = make_float2(v[r], v[r + 1]);
+    } else {
+      to[first + r] = v[r];
+    }
   }
-  sum = WarpSum(sum);
-  for (int e = lane; e < p.experts; e += 32) scores[e] /= sum;
 }
 
-// Best and second best of a group, by `lanes` neighbouring lanes; the group's score in all of them.
-// Each lane starts elsewhere, so that groups of 32 do not meet in one bank.
-__device__ inline float ScoreGroup(const float* choice, int size, int lanes, GroupScore rule) {
-  const int lane = threadIdx.x % 32, part = lane % lanes;
+// Logits become scores in place.
+template <int kPer>
+__device__ __forceinline__ void ScoreExperts(const RouteParams& p, float (&v)[kPer]) {
+  if (p.score == RouterScore::kSigmoid) {
+#pragma unroll
+    for (int r = 0; r < kPer; ++r) v[r] = 1.0f / (1.0f + expf(-v[r]));
+    return;
+  }
+  const int count = p.experts - static_cast<int>(threadIdx.x % 32) * kPer;
+  uint32_t key = 0;
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) key = max(key, r < count ? OrderedKey(v[r]) : 0);
+  const float top = ValueOfKey(__reduce_max_sync(kWholeWarp, key));
+  float sum = 0;
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) {
+    v[r] = r < count ? expf(v[r] - top) : 0;
+    sum += v[r];
+  }
+  const float share = 1.0f / WarpSum(sum);
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) v[r] *= share;
+}
+
+// Best and second best of a group, by 1 << log_lanes neighbouring lanes; the group's score in all
+// of them. Each group's lanes start elsewhere, so that groups of 32 do not meet in one bank.
+__device__ __forceinline__ float ScoreGroup(const float* choice, int size, int log_lanes,
+                                            GroupScore rule) {
+  const int lane = threadIdx.x % 32, lanes = 1 << log_lanes, part = lane & (lanes - 1);
   float first = -INFINITY, second = -INFINITY;
-  const int steps = (size + lanes - 1) / lanes;
+  const int steps = (size + lanes - 1) >> log_lanes;
+  int step = (lane >> log_lanes) % steps;
+#pragma unroll 8
   for (int i = 0; i < steps; ++i) {
-    const int at = (i + lane / lanes) % steps * lanes + part;
+    const int at = (step << log_lanes) + part;
     const float value = at < size ? choice[at] : -INFINITY;
     second = fmaxf(second, fminf(first, value));
     first = fmaxf(first, value);
+    step = step + 1 == steps ? 0 : step + 1;
   }
   for (int d = 1; d < lanes; d *= 2) {
     const float other = __shfl_xor_sync(kWholeWarp, first, d);
@@ -74,91 +115,132 @@ __device__ inline float ScoreGroup(const float* choice, int size, int lanes, Gro
   return rule == GroupScore::kMax || size < 2 ? first : first + second;
 }
 
-// Sets choice to -inf outside the best limited_groups groups. `scratch` holds p.groups floats.
-__device__ inline void ExcludeGroups(const RouteParams& p, float* choice, float* scratch) {
+// Sets `choice` to -inf outside the best limited_groups groups. values: the same in shared memory,
+// lost; keys: p.groups words there.
+template <int kPer>
+__device__ __forceinline__ void ExcludeGroups(const RouteParams& p, float (&choice)[kPer],
+                                              float* values, uint32_t* keys) {
   const int lane = threadIdx.x % 32, size = p.experts / p.groups;
-  int lanes = 1;
-  while (lanes * 2 * p.groups <= 32) lanes *= 2;
-  const int at_once = 32 / lanes;
+  const int log_lanes = p.groups > 32 ? 0 : 31 - __clz(32 / p.groups);
+  const int at_once = 32 >> log_lanes;
   for (int base = 0; base < p.groups; base += at_once) {
-    const int group = base + lane / lanes;
-    const int inside = min(group, p.groups - 1);
-    const float score = ScoreGroup(choice + inside * size, size, lanes, p.group_score);
-    if (group < p.groups && lane % lanes == 0) scratch[group] = score;
+    const int group = base + (lane >> log_lanes);
+    const float score =
+        ScoreGroup(values + min(group, p.groups - 1) * size, size, log_lanes, p.group_score);
+    if (group < p.groups) keys[group] = OrderedKey(score);
   }
   __syncwarp();
-  // The rank of a group says whether it stays.
-  for (int e = lane; e < p.experts; e += 32) {
-    const int group = e / size;
-    const uint64_t own = ChoiceKey(scratch[group], group);
+  auto* stays = reinterpret_cast<uint32_t*>(values);
+  for (int g = lane; g < p.groups; g += 32) {
+    const uint32_t own = keys[g];
     int better = 0;
-    for (int g = 0; g < p.groups; ++g) better += ChoiceKey(scratch[g], g) > own;
-    if (better >= p.limited_groups) choice[e] = -INFINITY;
+#pragma unroll 8
+    for (int h = 0; h < p.groups; ++h) better += keys[h] > own || (keys[h] == own && h < g);
+    stays[g] = better < p.limited_groups;
+  }
+  __syncwarp();
+  int group = lane * kPer / size, left = size - (lane * kPer - group * size);
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) {
+    if (group < p.groups && stays[group] == 0) choice[r] = -INFINITY;
+    if (--left == 0) left = size, ++group;
   }
   __syncwarp();
 }
 
-// The best of a lane's experts (lane, lane + 32, ..) that are not in `taken`; 0: there is none.
-__device__ inline uint64_t BestOfLane(const float* choice, int experts, uint32_t taken) {
-  uint64_t best = 0;
-  for (int e = threadIdx.x % 32, bit = 0; e < experts; e += 32, ++bit) {
-    const uint64_t key = ChoiceKey(choice[e], e);
-    if ((taken >> bit & 1) == 0 && key > best) best = key;
-  }
-  return best;
-}
-
-// Writes the top_k best of `choice` and their weights: entry j by lane j % 32.
-__device__ inline void TakeBest(const RouteParams& p, const float* scores, const float* choice,
-                                int32_t* ids, float* weights) {
+// Writes the indices of the top_k best, best first.
+template <int kPer>
+__device__ __forceinline__ void TakeBest(const RouteParams& p, const float (&choice)[kPer],
+                                         int* chosen) {
   const int lane = threadIdx.x % 32;
-  uint32_t taken = 0;
-  uint64_t own = BestOfLane(choice, p.experts, taken);
-  float sum = 0;
+  uint32_t key[kPer];  // falling, equal ones by their index; 0: none is left
+  int expert[kPer];
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) {
+    expert[r] = lane * kPer + r;
+    key[r] = expert[r] < p.experts ? OrderedKey(choice[r]) : 0;
+  }
+#pragma unroll
+  for (int round = 0; round < (kPer > 2 ? kPer : 1); ++round) {
+#pragma unroll
+    for (int r = round % 2; r + 1 < kPer; r += 2) {
+      const bool swap = key[r + 1] > key[r];
+      const uint32_t high = swap ? key[r + 1] : key[r], low = swap ? key[r] : key[r + 1];
+      const int before = swap ? expert[r + 1] : expert[r], after = swap ? expert[r] : expert[r + 1];
+      key[r] = high, key[r + 1] = low, expert[r] = before, expert[r + 1] = after;
+    }
+  }
+#pragma unroll 1
   for (int j = 0; j < p.top_k; ++j) {
-    const int best = IndexOfKey(WarpMax(own));
-    if (best % 32 == lane) {
-      taken |= 1u << (best / 32);
-      own = BestOfLane(choice, p.experts, taken);
+    const uint32_t best = __reduce_max_sync(kWholeWarp, key[0]);
+    const bool won = __ffs(static_cast<int>(__ballot_sync(kWholeWarp, key[0] == best))) == lane + 1;
+    if (won) chosen[j] = expert[0];
+#pragma unroll
+    for (int r = 0; r + 1 < kPer; ++r) {
+      key[r] = won ? key[r + 1] : key[r];
+      expert[r] = won ? expert[r + 1] : expert[r];
     }
-    const float score = scores[best];
-    sum += score;
-    if (j % 32 == lane) {
-      ids[j] = best;
-      weights[j] = score * p.route_scale;
-    }
+    key[kPer - 1] = won ? 0 : key[kPer - 1];
   }
-  if (!p.normalise) return;
-  const float factor = p.route_scale / (sum + 1e-20f);
-  for (int j = lane; j < p.top_k; j += 32) weights[j] = scores[ids[j]] * factor;
 }
 
-// By one warp; `somebodys` from IsSomebodys(), which reads what was there before the step. scratch: kRouteScratch * experts floats of shared memory, the logits first.
+// Of token t, from its logits and the experts' bias.
+// scratch: kRouteScratch * experts floats of shared memory.
 inline constexpr int kRouteScratch = 3;
-__device__ __forceinline__ bool IsSomebodys(const RouteParams& p, int64_t t) {
-  return p.positions == nullptr || p.positions[t] >= 0;
-}
-__device__ inline void RouteToken(const RouteParams& p, int64_t t, bool somebodys,
-                                  float* scratch) {
-  const int lane = threadIdx.x % 32;
-  int32_t* ids = p.ids + t * p.top_k;
-  float* weights = p.weights + t * p.top_k;
-  if (!somebodys) {
-    for (int j = lane; j < p.top_k; j += 32) {
-      ids[j] = -1;
-      weights[j] = 0;
-    }
-    return;
-  }
+template <int kVec, int kPer>
+__device__ __forceinline__ void RouteToken(const RouteParams& p, int64_t t, float (&v)[kPer],
+                                           const float (&bias)[kPer], float* scratch) {
   float* scores = scratch;
-  float* choice = scores + p.experts;
-  ScoreExperts(p, scores);
-  for (int e = lane; e < p.experts; e += 32) {
-    choice[e] = p.bias == nullptr ? scores[e] : scores[e] + p.bias[e];
+  float* second = scratch + p.experts;
+  auto* third = reinterpret_cast<uint32_t*>(second + p.experts);
+  auto* chosen = reinterpret_cast<int*>(second);
+  ScoreExperts(p, v);
+  StoreLane<kVec>(scores, p.experts, v);
+#pragma unroll
+  for (int r = 0; r < kPer; ++r) v[r] += bias[r];
+  if (p.limited_groups < p.groups) {
+    StoreLane<kVec>(second, p.experts, v);
+    __syncwarp();
+    ExcludeGroups(p, v, second, third);
+  }
+  TakeBest(p, v, chosen);
+  __syncwarp();
+  const int lane = threadIdx.x % 32;
+  float factor = p.route_scale;
+  if (p.normalise) {
+    float sum = 0;
+#pragma unroll 1
+    for (int j = lane; j < p.top_k; j += 32) sum += scores[chosen[j]];
+    factor /= WarpSum(sum) + 1e-20f;
+  }
+#pragma unroll 1
+  for (int j = lane; j < p.top_k; j += 32) {
+    p.ids[t * p.top_k + j] = chosen[j];
+    p.weights[t * p.top_k + j] = scores[chosen[j]] * factor;
   }
   __syncwarp();
-  if (p.limited_groups < p.groups) ExcludeGroups(p, choice, choice + p.experts);
-  TakeBest(p, scores, choice, ids, weights);
+}
+
+// Of a token that is nobody's.
+__device__ __forceinline__ void RefuseToken(const RouteParams& p, int64_t t) {
+#pragma unroll 1
+  for (int j = threadIdx.x % 32; j < p.top_k; j += 32) {
+    p.ids[t * p.top_k + j] = -1;
+    p.weights[t * p.top_k + j] = 0;
+  }
+}
+
+// The routing of token t by one warp; ready(v) waits for its logits. What else it reads was there
+// before the step.
+template <int kVec, int kPer, typename Ready>
+__device__ __forceinline__ void Choose(const RouteParams& p, int64_t t, float* scratch,
+                                       Ready ready) {
+  float bias[kPer] = {}, v[kPer] = {};
+  if (p.bias != nullptr) LoadLane<false, kVec>(p.bias, p.experts, bias);
+  const bool somebodys = p.positions == nullptr || p.positions[t] >= 0;
+  ready(v);
+  if (!somebodys) return RefuseToken(p, t);
+  RouteToken<kVec>(p, t, v, bias, scratch);
 }
 
 }  // namespace hadal::cuda

@@ -12,7 +12,7 @@ inline constexpr int kRouteThreads = 128;
 inline constexpr int kRouteTokens = 64;
 inline constexpr int kRouteExperts = 64;
 inline constexpr int kRouteStep = 64;  // of k
-inline constexpr int kRouteSlots = 3;
+inline constexpr int kRouteSlots = 4;
 inline constexpr int kRouteGateBytes =
     kRouteExperts * kRouteStep * 4;  // [warp][window][half][lane] 16
 inline constexpr int kRouteSlotBytes = kRouteGateBytes + kRouteTokens * kRouteStep * 2;

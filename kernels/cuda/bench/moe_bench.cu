@@ -3,7 +3,6 @@
 #include <memory>
 #include <numeric>
 #include <random>
-#include <string>
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
@@ -11,7 +10,7 @@
 #include "kernels/cuda/moe.h"
 #include "kernels/cuda/packed_weight.h"
 
-// Times experts and routing of the released models' shapes against what the card's memory and
+// Times experts of the released models' shapes against what the card's memory and
 // tensor cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the
 // cache is cold.
 namespace hadal::bench {
@@ -145,49 +144,6 @@ void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Lay
   cudaFree(weights);
 }
 
-void BenchRoute(const Shape& s, int tokens, bool sigmoid, const Ceilings& ceilings,
-                CudaContext& context) {
-  constexpr int kGates = 30;
-  std::vector<float*> gates;
-  for (int i = 0; i < kGates; ++i) {
-    gates.push_back(static_cast<float*>(RandomDevice(s.experts * s.dim, DType::kF32, context)));
-  }
-  void* x = RandomDevice(tokens * s.dim, DType::kBF16, context);
-  auto* bias = static_cast<float*>(RandomDevice(s.experts, DType::kF32, context));
-  auto* ids = static_cast<int32_t*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
-  auto* weights = static_cast<float*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
-  const double us = MedianMicros(
-      tokens > 512 ? 3 : 20,
-      [&](int i) {
-        cuda::Route({.x = x,
-                     .gate = gates[static_cast<size_t>(i % kGates)],
-                     .bias = sigmoid ? bias : nullptr,
-                     .tokens = tokens,
-                     .dim = s.dim,
-                     .experts = s.experts,
-                     .top_k = s.top_k,
-                     .groups = sigmoid ? 8 : 1,
-                     .limited_groups = sigmoid ? 4 : 1,
-                     .score = sigmoid ? RouterScore::kSigmoid : RouterScore::kSoftmax,
-                     .group_score = GroupScore::kTopTwoSum,
-                     .normalise = sigmoid,
-                     .ids = ids,
-                     .weights = weights},
-                    context);
-      },
-      context);
-  const double bytes = 4.0 * s.experts * s.dim + 2.0 * tokens * s.dim;
-  std::printf(
-      "%-7s route           tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
-      s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
-      100 * bytes / us / 1e3 / ceilings.read_gbs);
-  for (float* gate : gates) cudaFree(gate);
-  for (void* p :
-       {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
-    cudaFree(p);
-  }
-}
-
 void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaContext& context) {
   std::vector<std::unique_ptr<Layer>> layers;
   for (int i = 0; i < 3; ++i) layers.push_back(std::make_unique<Layer>(s, dtype, context));
@@ -204,8 +160,7 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
 
 }  // namespace
 
-// The router alone, or everything.
-int Main(bool router) {
+int Main() {
   int count = 0;
   if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
     std::printf("skipped: no CUDA device\n");
@@ -215,11 +170,6 @@ int Main(bool router) {
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
               ceilings.read_gbs, ceilings.bf16_tflops);
-  for (const int tokens : {1, 8, 64, 256, 2048, 8192}) {
-    BenchRoute(k16B, tokens, false, ceilings, context);
-  }
-  for (const int tokens : {1, 64, 2048, 8192}) BenchRoute(k671B, tokens, true, ceilings, context);
-  if (router) return 0;
   BenchModel(k16B, DType::kBF16, ceilings, context);
   BenchModel(k16B, DType::kF8E4M3, ceilings, context);
   BenchModel(k671B, DType::kF8E4M3, ceilings, context);
@@ -228,7 +178,4 @@ int Main(bool router) {
 
 }  // namespace hadal::bench
 
-// With "route" only the router.
-int main(int argc, char** argv) {
-  return hadal::bench::Main(argc > 1 && std::string(argv[1]) == "route");
-}
+int main() { return hadal::bench::Main(); }
