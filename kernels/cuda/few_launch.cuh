@@ -60,6 +60,7 @@ void LaunchTile(const Product& p, const FewPlan& plan, CudaContext& context) {
   a.n = p.silu_mul ? w.n / 2 : w.n;
   a.silu_mul = p.silu_mul;
   a.float_out = p.float_out;
+  a.late = p.matrices == 1;
   a.m = p.m;
   a.token_blocks = static_cast<int>(CeilDiv(p.m, Tile::kTokens));
   a.steps = static_cast<int>(CeilDiv(w.k_lead + w.k, Tile::kStep));

@@ -225,8 +225,11 @@ __global__ void __launch_bounds__(Tile::kThreads, Tile::kBlocksPerSm)
   }
   if (!alone) ArriveCluster();  // this block is there
   __syncthreads();
-  cudaTriggerProgrammaticLaunchCompletion();
+  // Where a kernel before it lets it start long before its own end, so that weights come in meanwhile,
+  // the kernels behind would otherwise crowd onto the multiprocessors that are still free.
+  if (!a.late) cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
+  if (a.late) cudaTriggerProgrammaticLaunchCompletion();
 
   const int slab = warp % Tile::kSlabs;
   FewSums<Tile> sums = {};

@@ -23,6 +23,7 @@ struct FewArgs {
   int64_t n;          // outputs; of silu_mul half the rows of w
   bool silu_mul;
   bool float_out;
+  bool late;  // the next kernel starts when this one's wait is over, not before
   int m;
   int token_blocks;
   int steps;        // of all inputs

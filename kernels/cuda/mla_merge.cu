@@ -23,47 +23,50 @@ __device__ __forceinline__ float4 LoadPart(const DecodeArgs& a, int4 merge, int 
   return reinterpret_cast<const float4*>(a.part_o + PartRow(a, merge, j, row) * kDecodeLatent)[at];
 }
 
-// Elements 4 at .. 4 at + 3 of one (query, head) pair: of the parts first, first + step and so on,
-// the sum times 2^(m_j - m) / l, m and l of all. By whole warps: lane j % 32 has m and l of part j.
+// Elements 4 at .. 4 at + 3 of one (query, head) pair: of every kStep-th part from the first on, the
+// sum times 2^(m_j - m) / l, m and l of all. By whole warps: lane j % 32 has m and l of part j.
 // The first parts are fetched beside these.
-__device__ float4 WeightedSum(const DecodeArgs& a, int4 merge, int row, int at, int first,
-                              int step) {
-  constexpr int kAhead = 8;  // of at most 32 / step
+template <int kStep>
+__device__ float4 WeightedSum(const DecodeArgs& a, int4 merge, int row, int at, int first) {
+  constexpr int kAhead = 8;
+  static_assert(kAhead * kStep <= 32);
+  constexpr int kChunks = kMaxRuns / 32;
   const int lane = threadIdx.x % 32, count = merge.z - merge.y + 1;
-  const auto ml = [&](int j) {
-    return j < count ? a.part_ml[PartRow(a, merge, j, row)] : make_float2(-INFINITY, 0);
-  };
   float4 ahead[kAhead];
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
-    if (first + i * step < count) ahead[i] = LoadPart(a, merge, first + i * step, row, at);
+    if (first + i * kStep < count) ahead[i] = LoadPart(a, merge, first + i * kStep, row, at);
   }
-  const float2 own = ml(lane);
-  float m = own.x;
-  for (int j = lane + 32; j < count; j += 32) m = fmaxf(m, ml(j).x);
+  float2 ml[kChunks];
+  float m = -INFINITY, l = 0, weight[kChunks];
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int j = c * 32 + lane;
+    ml[c] = j < count ? a.part_ml[PartRow(a, merge, j, row)] : make_float2(-INFINITY, 0);
+    m = fmaxf(m, ml[c].x);
+  }
   m = WarpMax(m);
-  float l = own.y * ExpDiff(own.x, m);
-  for (int j = lane + 32; j < count; j += 32) {
-    const float2 part = ml(j);
-    l += part.y * ExpDiff(part.x, m);
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    weight[c] = ExpDiff(ml[c].x, m);
+    l += ml[c].y * weight[c];
   }
   const float inverse = 1.0f / WarpSum(l);
   float4 sum = make_float4(0, 0, 0, 0);
-  const auto add = [&](float weight, int j, float4 o) {
-    const float w = __shfl_sync(0xffffffffu, weight, j % 32);
+  const auto add = [&](float of_lane, int j, float4 o) {
+    const float w = __shfl_sync(0xffffffffu, of_lane, j % 32) * inverse;
     sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
   };
-  float weight = ExpDiff(own.x, m) * inverse;
 #pragma unroll
   for (int i = 0; i < kAhead; ++i) {
-    if (first + i * step < count) add(weight, first + i * step, ahead[i]);
+    if (first + i * kStep < count) add(weight[0], first + i * kStep, ahead[i]);
   }
-  for (int begin = 0; begin < count; begin += 32) {
-    if (begin > 0) weight = ExpDiff(ml(begin + lane).x, m) * inverse;
+#pragma unroll
+  for (int c = 0; c < kChunks; ++c) {
+    const int end = min(count, c * 32 + 32);
 #pragma unroll 4
-    for (int j = first + (begin > 0 ? begin : kAhead * step); j < min(count, begin + 32);
-         j += step) {
-      add(weight, j, LoadPart(a, merge, j, row, at));
+    for (int j = first + c * 32 + (c == 0 ? kAhead * kStep : 0); j < end; j += kStep) {
+      add(weight[c], j, LoadPart(a, merge, j, row, at));
     }
   }
   return sum;
@@ -82,26 +85,26 @@ __device__ __forceinline__ void StoreMerged(const DecodeArgs& a, int index, int 
 }
 
 // Grid: (merge, rows in turns). A group of threads takes a row.
-__global__ void __launch_bounds__(kGroup* kGroups) MergeKernel(DecodeArgs a) {
+__global__ void __launch_bounds__(kGroup* kGroups, 2) MergeKernel(DecodeArgs a) {
   cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
   const int4 merge = a.merges[blockIdx.x];
   if (merge.x < 0) return;
   const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup;
   for (int row = blockIdx.y * kGroups + group; row < a.piece_rows; row += gridDim.y * kGroups) {
-    StoreMerged(a, merge.x, row, at, WeightedSum(a, merge, row, at, 0, 1));
+    StoreMerged(a, merge.x, row, at, WeightedSum<1>(a, merge, row, at, 0));
   }
 }
 
 // The same where merges are few and of many parts: grid (merge, row), all groups share a row.
-__global__ void __launch_bounds__(kGroup* kGroups) MergeFewKernel(DecodeArgs a) {
+__global__ void __launch_bounds__(kGroup* kGroups, 2) MergeFewKernel(DecodeArgs a) {
   __shared__ float4 sums[kGroups][kGroup];
   cudaTriggerProgrammaticLaunchCompletion();
   cudaGridDependencySynchronize();
   const int4 merge = a.merges[blockIdx.x];
   if (merge.x < 0) return;
   const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup, row = blockIdx.y;
-  float4 sum = WeightedSum(a, merge, row, at, group, kGroups);
+  float4 sum = WeightedSum<kGroups>(a, merge, row, at, group);
   sums[group][at] = sum;
   __syncthreads();
   if (group > 0) return;

@@ -169,7 +169,7 @@ void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
               wrong, doubtful, worst);
   std::fflush(stdout);
   CHECK(wrong == 0);
-  CHECK(doubtful <= s.tokens / 10);
+  CHECK(doubtful <= 1 + s.tokens / 10);  // by chance; the rest is compared
   CHECK(worst < 1e-5);
 }
 
