@@ -48,7 +48,8 @@ double PrefillBudget::WantedTokens() const {
   double fixed_us, token_us;
   cost_.Fit(have_alone_ ? alone_us_ : std::numeric_limits<double>::infinity(), &fixed_us,
             &token_us);
-  const double spare_us = std::max((kMaxSlowdown - 1) * decode_us_ - fixed_us, decode_us_);
+  const double most_us = (kMaxSlowdown - 1) * decode_us_;
+  const double spare_us = std::max(most_us - fixed_us, std::min(fixed_us, most_us));
   return token_us > 0 ? spare_us / token_us : step_tokens_;
 }
 
@@ -92,7 +93,8 @@ void PrefillBudget::OnResult(bool decoding, int32_t prompt_tokens, int64_t step_
   largest_chunk_ = std::max(prompt_tokens, largest_chunk_ / 8 * 7);
   cost_.Add(prompt_tokens, std::max(0.0, us - decode_us_));
   if (us > kMaxSlowdown * decode_us_ && decode_us_ > 0) {
-    const double pauses = std::ceil(us / (kMaxSlowdown * decode_us_)) - 1;
+    const double above_us = us - kMaxSlowdown * decode_us_;
+    const double pauses = std::ceil(above_us / ((kMaxSlowdown - 1) * decode_us_));
     pauses_owed_ += static_cast<int32_t>(std::min<double>(pauses, kMaxPausesOwed));
     pauses_owed_ = std::min(pauses_owed_, kMaxPausesOwed);
   }

@@ -24,9 +24,9 @@ class PromptCost {
 // prompt slows them by a bounded factor instead of halting them.
 //
 // A step with prompt tokens may take kMaxSlowdown times as long as one without. Where their fixed
-// time alone takes that long, small chunks would only pay it more often: a chunk then may add the
-// time of one step without prompt tokens to it, and such steps are put between so that the mean
-// stays. Time enters only through OnResult.
+// time leaves too little of that, small chunks would only pay it more often: a chunk then may take
+// as long as what is fixed, and steps without prompt tokens are put between so that the mean stays.
+// Time enters only through OnResult.
 class PrefillBudget {
  public:
   static constexpr int32_t kMinChunk = 8;           // a smaller one wastes the matmul kernels
