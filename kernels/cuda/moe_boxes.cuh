@@ -52,7 +52,7 @@ __device__ __forceinline__ void CopyRowPairs(uint32_t to, const CUtensorMap* map
       : "memory");
 }
 __device__ __forceinline__ void CopyRows(uint32_t to, const CUtensorMap* map, int column, int row,
-                                           int expert, uint32_t barrier) {
+                                         int expert, uint32_t barrier) {
   asm volatile(
       "cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes.L2::cache_hint "
       "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),

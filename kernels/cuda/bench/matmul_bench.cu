@@ -137,14 +137,7 @@ void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   cudaFree(y);
 }
 
-}  // namespace
-
-int Main(const std::vector<std::string>& only) {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
+void Run(const std::vector<std::string>& only) {
   CudaContext& context = BenchContext(int64_t{512} << 20);
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s, L2 %lld MB\n", ceilings.card.c_str(),
@@ -160,10 +153,13 @@ int Main(const std::vector<std::string>& only) {
       }
     }
   }
-  return 0;
 }
 
+}  // namespace
 }  // namespace hadal::bench
 
 // The shapes whose names begin with one of the arguments, or all.
-int main(int argc, char** argv) { return hadal::bench::Main({argv + 1, argv + argc}); }
+int main(int argc, char** argv) {
+  const std::vector<std::string> only(argv + 1, argv + argc);
+  return hadal::bench::RunBench([&] { hadal::bench::Run(only); });
+}

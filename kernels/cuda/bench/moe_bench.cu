@@ -158,14 +158,7 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   }
 }
 
-}  // namespace
-
-int Main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
+void Run() {
   CudaContext& context = BenchContext(int64_t{3} << 30);
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
@@ -173,9 +166,9 @@ int Main() {
   BenchModel(k16B, DType::kBF16, ceilings, context);
   BenchModel(k16B, DType::kF8E4M3, ceilings, context);
   BenchModel(k671B, DType::kF8E4M3, ceilings, context);
-  return 0;
 }
 
+}  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+int main() { return hadal::bench::RunBench(hadal::bench::Run); }

@@ -62,14 +62,7 @@ void BenchRoute(const Shape& s, int tokens, const Ceilings& ceilings, CudaContex
   }
 }
 
-}  // namespace
-
-int Main() {
-  int count = 0;
-  if (cudaGetDeviceCount(&count) != cudaSuccess || count == 0) {
-    std::printf("skipped: no CUDA device\n");
-    return 0;
-  }
+void Run() {
   CudaContext& context = BenchContext(int64_t{1} << 30);
   const Ceilings ceilings = MeasureCeilings(context);
   std::printf("%s: read %.0f GB/s, bf16 GEMM %.0f TFLOP/s\n", ceilings.card.c_str(),
@@ -79,9 +72,9 @@ int Main() {
       BenchRoute(s, tokens, ceilings, context);
     }
   }
-  return 0;
 }
 
+}  // namespace
 }  // namespace hadal::bench
 
-int main() { return hadal::bench::Main(); }
+int main() { return hadal::bench::RunBench(hadal::bench::Run); }
