@@ -101,6 +101,9 @@ class Backend {
   // Whether Replay() repeats at all, so that padding a step to a common shape pays.
   virtual bool replays() const = 0;
 
+  // Hint: `w` will soon be read by an op; the device may bring it nearer while others run.
+  virtual void Prefetch(const PackedWeight& w) { static_cast<void>(w); }
+
   virtual void Embed(const EmbedParams& p) = 0;
   virtual void RmsNorm(const RmsNormParams& p) = 0;
   virtual void MatMul(const MatMulParams& p) = 0;
@@ -116,6 +119,22 @@ class Backend {
   virtual void Sample(const SampleParams& p) = 0;
   virtual void StoreTokens(const StoreTokensParams& p) = 0;
   virtual void TokenLogprobs(const TokenLogprobParams& p) = 0;
+
+  // Pairs of ops whose second reads what the first makes. A backend may run them as one; what passes
+  // between the two need then not be written: `norm.out` in NormMatMul().
+  virtual void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) {
+    RmsNorm(norm);
+    MatMul(p);
+  }
+  virtual void NormRoute(const RmsNormParams& norm, const RouteParams& p) {
+    RmsNorm(norm);
+    Route(p);
+  }
+  // Neither reads what the other makes; both read the same rows.
+  virtual void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) {
+    MlaInput(input);
+    HeadMatMul(p);
+  }
 
   // Returns when every op called so far has run. Throws when one failed on the device.
   virtual void Synchronize() = 0;

@@ -29,9 +29,10 @@ struct EmbedParams {
   void* out = nullptr;           // [tokens, dim]
 };
 
-// residual += delta (when delta is set); out = weight * residual / sqrt(mean(residual^2) + eps).
+// residual = from + delta (what is set of them); out = weight * residual / sqrt(mean(residual^2) + eps).
 struct RmsNormParams {
   void* residual = nullptr;      // [tokens, dim], stride x_stride
+  const void* from = nullptr;    // like residual, apart from it; null: residual itself
   bool float_residual = false;   // residual is float, not act: the residual stream
   const void* delta = nullptr;   // [tokens, dim] act or null, contiguous
   const float* weight = nullptr; // [dim]

@@ -27,6 +27,7 @@ __device__ float CtaSum(float x) {
 template <typename S, typename T>
 struct NormArgs {
   S* residual;
+  const S* from;
   const T* delta;
   const float* weight;
   T* out;
@@ -47,16 +48,17 @@ __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a
   cudaTriggerProgrammaticLaunchCompletion();
   if (mine && a.out != nullptr) LoadVector(a.weight + i, w);
   cudaGridDependencySynchronize();
-  S* residual = a.residual + blockIdx.x * a.x_stride;
   float square = 0;
   if (mine) {
-    LoadVector(residual + i, x);
+    LoadVector(a.from + blockIdx.x * a.x_stride + i, x);
     if (a.delta != nullptr) {
       float d[kVector];
       LoadVector(a.delta + blockIdx.x * a.dim + i, d);
 #pragma unroll
       for (int j = 0; j < kVector; ++j) x[j] = ToFloat(FromFloat<S>(x[j] + d[j]));
-      StoreVector(residual + i, x);
+    }
+    if (a.delta != nullptr || a.from != a.residual) {
+      StoreVector(a.residual + blockIdx.x * a.x_stride + i, x);
     }
 #pragma unroll
     for (int j = 0; j < kVector; ++j) square += x[j] * x[j];
@@ -77,12 +79,10 @@ __global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<S, T> a) {
   S* residual = a.residual + blockIdx.x * a.x_stride;
   float square = 0;
   for (int64_t i = threadIdx.x; i < a.dim; i += blockDim.x) {
-    float x = ToFloat(residual[i]);
-    if (a.delta != nullptr) {
-      residual[i] = FromFloat<S>(x + ToFloat(a.delta[blockIdx.x * a.dim + i]));
-      x = ToFloat(residual[i]);
-    }
-    square += x * x;
+    S x = a.from[blockIdx.x * a.x_stride + i];
+    if (a.delta != nullptr) x = FromFloat<S>(ToFloat(x) + ToFloat(a.delta[blockIdx.x * a.dim + i]));
+    if (a.delta != nullptr || a.from != a.residual) residual[i] = x;
+    square += ToFloat(x) * ToFloat(x);
   }
   if (a.out == nullptr) return;
   const float factor = rsqrtf(CtaSum(square) / static_cast<float>(a.dim) + a.eps);
@@ -94,11 +94,20 @@ __global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<S, T> a) {
 
 template <typename S, typename T>
 void NormAs(const RmsNormParams& p, CudaContext& context) {
-  const NormArgs<S, T> args{static_cast<S*>(p.residual), static_cast<const T*>(p.delta), p.weight,
-                            static_cast<T*>(p.out), p.dim, p.x_stride, p.out_stride, p.eps};
+  const void* from = p.from == nullptr ? p.residual : p.from;
+  const NormArgs<S, T> args{.residual = static_cast<S*>(p.residual),
+                            .from = static_cast<const S*>(from),
+                            .delta = static_cast<const T*>(p.delta),
+                            .weight = p.weight,
+                            .out = static_cast<T*>(p.out),
+                            .dim = p.dim,
+                            .x_stride = p.x_stride,
+                            .out_stride = p.out_stride,
+                            .eps = p.eps};
   const bool vectors =
       p.dim % kVector == 0 && p.dim <= kMaxThreads * kVector &&
-      VectorRows(p.residual, p.x_stride, sizeof(S)) && VectorRows(p.delta, p.dim, sizeof(T)) &&
+      VectorRows(p.residual, p.x_stride, sizeof(S)) && VectorRows(from, p.x_stride, sizeof(S)) &&
+      VectorRows(p.delta, p.dim, sizeof(T)) &&
       VectorRows(p.weight, p.dim, sizeof(float)) && VectorRows(p.out, p.out_stride, sizeof(T));
   const int64_t steps = vectors ? p.dim / kVector : std::min<int64_t>(p.dim, 512);
   const auto threads = static_cast<unsigned>((steps + 31) / 32 * 32);

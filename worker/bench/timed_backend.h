@@ -64,6 +64,15 @@ class TimedBackend : public Backend {
 
   void Embed(const EmbedParams& p) override { Time("embed", &Backend::Embed, p); }
   void RmsNorm(const RmsNormParams& p) override { Time("norm", &Backend::RmsNorm, p); }
+  void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) override {
+    Time("norm, matmul" + Shape(p.w), &Backend::NormMatMul, norm, p);
+  }
+  void NormRoute(const RmsNormParams& norm, const RouteParams& p) override {
+    Time("norm, route", &Backend::NormRoute, norm, p);
+  }
+  void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) override {
+    Time("mla input, head matmul" + Shape(p.w), &Backend::MlaInputAndAbsorb, input, p);
+  }
   void MatMul(const MatMulParams& p) override {
     Time("matmul" + Shape(p.w), &Backend::MatMul, p);
   }
@@ -91,10 +100,10 @@ class TimedBackend : public Backend {
 
  private:
   static std::string Shape(const PackedWeight* w);
-  template <typename Params>
-  void Time(const std::string& op, void (Backend::*run)(const Params&), const Params& p) {
+  template <typename... Params>
+  void Time(const std::string& op, void (Backend::*run)(const Params&...), const Params&... p) {
     const double begin = Now();
-    (backend_.get()->*run)(p);
+    (backend_.get()->*run)(p...);
     backend_->Synchronize();
     Add(op, Now() - begin);
   }

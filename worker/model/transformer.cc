@@ -67,6 +67,9 @@ void Transformer::Prepare(const Batch& batch) {
 }
 
 void Transformer::Forward() {
+  residual_ = space_.residual->data;
+  spare_ = space_.spare_residual->data;
+  has_delta_ = false;
   if (tokens_ > 0) {
     backend_->Embed({.ids = inputs_.ids(),
                      .last_tokens = last_tokens(),
@@ -77,58 +80,50 @@ void Transformer::Forward() {
                      .vocab_end = static_cast<int32_t>(weights_.vocab.end),
                      .dim = config_.dim,
                      .float_out = true,
-                     .out = space_.residual->data});
-    SumOverGroup(space_.residual->data, tokens_ * config_.dim, DType::kF32);
+                     .out = residual_});
+    SumOverGroup(residual_, tokens_ * config_.dim, DType::kF32);
   }
-  has_delta_ = false;
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     const LayerWeights& layer = weights_.layers[l];
     // A group without tokens still computes its experts' share of the others' tokens.
-    if (tokens_ > 0) {
-      Attention(l);
-      AddAndNorm(*layer.ffn_norm);
-    }
+    if (tokens_ > 0) Attention(l);
     if (tokens_ > 0 || layer.is_moe) FeedForward(layer);
   }
 }
 
-void Transformer::AddAndNorm(const DeviceBuffer& weight) {
-  backend_->RmsNorm({.residual = space_.residual->data,
-                     .float_residual = true,
-                     .delta = has_delta_ ? space_.delta->data : nullptr,
-                     .weight = weight.as<float>(),
-                     .out = space_.normed->data,
-                     .tokens = tokens_,
-                     .dim = config_.dim,
-                     .x_stride = config_.dim,
-                     .out_stride = config_.dim,
-                     .eps = config_.norm_eps});
+RmsNormParams Transformer::AddAndNorm(const DeviceBuffer& weight) {
+  if (has_delta_) std::swap(residual_, spare_);
+  return {.residual = residual_,
+          .float_residual = true,
+          .from = has_delta_ ? spare_ : nullptr,
+          .delta = has_delta_ ? space_.delta->data : nullptr,
+          .weight = weight.as<float>(),
+          .out = space_.normed->data,
+          .tokens = tokens_,
+          .dim = config_.dim,
+          .x_stride = config_.dim,
+          .out_stride = config_.dim,
+          .eps = config_.norm_eps};
 }
 
 void Transformer::Attention(size_t layer) {
-  const AttentionWeights& w = weights_.layers[layer].attention;
+  const LayerWeights& weights = weights_.layers[layer];
+  const AttentionWeights& w = weights.attention;
   void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
-  AddAndNorm(*weights_.layers[layer].attn_norm);
-  const Queries q = Project(w);
-  const DType act = backend_->activation_dtype();
-  const int64_t latent_at = w.in->n - config_.latent_dim();
-  backend_->MlaInput({.q_rope = Offset(q.data, config_.qk_nope_head_dim, act),
-                      .q_rope_stride = q.stride,
-                      .q_rope_head_stride = config_.qk_head_dim(),
-                      .heads = heads_,
-                      .kv_a = Offset(space_.attn_in->data, latent_at, act),
-                      .kv_a_stride = w.in->n,
-                      .weight = w.kv_norm->as<float>(),
-                      .eps = config_.latent_norm_eps,
-                      .latent_rank = static_cast<int>(config_.kv_lora_rank),
-                      .rope_dim = static_cast<int>(config_.qk_rope_head_dim),
-                      .positions = inputs_.positions(),
-                      .cos_sin = space_.cos_sin->as<float>(),
-                      .cache_rows = inputs_.cache_rows(),
-                      .cache = cache,
-                      .cache_dtype = cache_dtype_,
-                      .tokens = tokens_});
-  Attend(w, q, cache, expanded_.Layer(static_cast<int64_t>(layer)));
+  const Queries q = Project(w, AddAndNorm(*weights.attn_norm));
+  if (weights.is_moe && weights.moe.shared.w13 != nullptr) {
+    backend_->Prefetch(*weights.moe.shared.w13);
+    backend_->Prefetch(*weights.moe.shared.w2);
+  }
+  const MlaInputParams input = CacheInput(w, q, cache);
+  if (inputs_.decode_tokens() > 0) {
+    AttendDecode(w, q, input);
+  } else {
+    backend_->MlaInput(input);
+  }
+  if (inputs_.prefill().num_rows > 0) {
+    AttendPrefill(w, q, cache, expanded_.Layer(static_cast<int64_t>(layer)));
+  }
   backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
                     .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
   SumOverGroup(space_.delta->data, tokens_ * config_.dim, backend_->activation_dtype());
@@ -136,9 +131,9 @@ void Transformer::Attention(size_t layer) {
 }
 
 // normed -> attn_in, whose rows are [q or q_a] ; c ; k_pe, and the queries.
-Transformer::Queries Transformer::Project(const AttentionWeights& w) {
-  backend_->MatMul({.x = space_.normed->data, .x_stride = config_.dim, .w = w.in.get(),
-                    .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
+Transformer::Queries Transformer::Project(const AttentionWeights& w, const RmsNormParams& norm) {
+  backend_->NormMatMul(norm, {.x = norm.out, .x_stride = config_.dim, .w = w.in.get(),
+                              .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
   if (config_.q_lora_rank == 0) return {space_.attn_in->data, w.in->n};
   const int64_t q_width = heads_ * config_.qk_head_dim();
   backend_->RmsNorm({.residual = space_.attn_in->data,
@@ -154,11 +149,30 @@ Transformer::Queries Transformer::Project(const AttentionWeights& w) {
   return {space_.q->data, q_width};
 }
 
-// Generated tokens in the absorbed form, prompt tokens in the up-projected form.
-void Transformer::Attend(const AttentionWeights& w, const Queries& q, const void* cache,
-                         const ExpandedKeys& expanded) {
-  if (inputs_.decode_tokens() > 0) AttendDecode(w, q, cache);
-  if (inputs_.prefill().num_rows == 0) return;
+MlaInputParams Transformer::CacheInput(const AttentionWeights& w, const Queries& q, void* cache) {
+  const DType act = backend_->activation_dtype();
+  const int64_t latent_at = w.in->n - config_.latent_dim();
+  return {.q_rope = Offset(q.data, config_.qk_nope_head_dim, act),
+          .q_rope_stride = q.stride,
+          .q_rope_head_stride = config_.qk_head_dim(),
+          .heads = heads_,
+          .kv_a = Offset(space_.attn_in->data, latent_at, act),
+          .kv_a_stride = w.in->n,
+          .weight = w.kv_norm->as<float>(),
+          .eps = config_.latent_norm_eps,
+          .latent_rank = static_cast<int>(config_.kv_lora_rank),
+          .rope_dim = static_cast<int>(config_.qk_rope_head_dim),
+          .positions = inputs_.positions(),
+          .cos_sin = space_.cos_sin->as<float>(),
+          .cache_rows = inputs_.cache_rows(),
+          .cache = cache,
+          .cache_dtype = cache_dtype_,
+          .tokens = tokens_};
+}
+
+// Prompt tokens, in the up-projected form.
+void Transformer::AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
+                                const ExpandedKeys& expanded) {
   backend_->MlaPrefill({.q = q.data,
                         .q_stride = q.stride,
                         .out = space_.attn_out->data,
@@ -176,22 +190,24 @@ void Transformer::Attend(const AttentionWeights& w, const Queries& q, const void
                         .expanded = expanded});
 }
 
-void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache) {
+// Latent rows of all tokens to the cache, then generated tokens in the absorbed form.
+void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q,
+                               const MlaInputParams& input) {
   const auto latent = static_cast<int>(config_.kv_lora_rank);
   const auto v_dim = static_cast<int>(config_.v_head_dim);
   const int tokens = inputs_.decode_tokens();
-  backend_->HeadMatMul({.x = q.data, .x_stride = q.stride, .x_head_stride = config_.qk_head_dim(),
-                        .w = w.uk_t.get(), .y = space_.q_latent->data,
-                        .y_stride = int64_t{heads_} * latent, .y_head_stride = latent,
-                        .m = tokens, .heads = heads_});
+  backend_->MlaInputAndAbsorb(
+      input, {.x = q.data, .x_stride = q.stride, .x_head_stride = config_.qk_head_dim(),
+              .w = w.uk_t.get(), .y = space_.q_latent->data,
+              .y_stride = int64_t{heads_} * latent, .y_head_stride = latent,
+              .m = tokens, .heads = heads_});
   backend_->MlaDecode({.q_latent = space_.q_latent->data,
-                       .q_rope = Offset(q.data, config_.qk_nope_head_dim,
-                                        backend_->activation_dtype()),
+                       .q_rope = input.q_rope,
                        .q_rope_stride = q.stride,
                        .q_rope_head_stride = config_.qk_head_dim(),
                        .out = space_.o_latent->data,
                        .rows = inputs_.decode(),
-                       .cache = cache,
+                       .cache = input.cache,
                        .cache_dtype = cache_dtype_,
                        .heads = heads_,
                        .latent_rank = latent,
@@ -205,16 +221,16 @@ void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q, cons
 
 const void* Transformer::LogitInputs(int first, int count) {
   const DType act = backend_->activation_dtype();
-  void* hidden = Offset(space_.residual->data, first * config_.dim, DType::kF32);
+  void* hidden = Offset(residual_, first * config_.dim, DType::kF32);
   const void* delta = Offset(space_.delta->data, first * config_.dim, act);
   if (!inputs_.all_logits()) {
-    auto gather = [&](const Workspace::Buffer& rows, DType dtype, const Workspace::Buffer& to) {
-      backend_->Embed({.ids = inputs_.logit_tokens() + first, .tokens = count, .table = rows->data,
+    auto gather = [&](const void* rows, DType dtype, const Workspace::Buffer& to) {
+      backend_->Embed({.ids = inputs_.logit_tokens() + first, .tokens = count, .table = rows,
                        .table_dtype = dtype, .vocab_begin = 0, .vocab_end = tokens_,
                        .dim = config_.dim, .float_out = dtype == DType::kF32, .out = to->data});
     };
-    gather(space_.residual, DType::kF32, space_.logit_hidden);
-    gather(space_.delta, act, space_.logit_delta);
+    gather(residual_, DType::kF32, space_.logit_hidden);
+    gather(space_.delta->data, act, space_.logit_delta);
     hidden = space_.logit_hidden->data;
     delta = space_.logit_delta->data;
   }

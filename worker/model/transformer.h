@@ -39,17 +39,18 @@ class Transformer final : public Model {
   };
 
   void Attention(size_t layer);
-  Queries Project(const AttentionWeights& w);
-  void Attend(const AttentionWeights& w, const Queries& q, const void* cache,
-              const ExpandedKeys& expanded);
-  void AttendDecode(const AttentionWeights& w, const Queries& q, const void* cache);
+  Queries Project(const AttentionWeights& w, const RmsNormParams& norm);
+  MlaInputParams CacheInput(const AttentionWeights& w, const Queries& q, void* cache);
+  void AttendDecode(const AttentionWeights& w, const Queries& q, const MlaInputParams& input);
+  void AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
+                     const ExpandedKeys& expanded);
   void FeedForward(const LayerWeights& layer);
   void Moe(const MoeWeights& w);
   void MoeOverWorld(const MoeWeights& w);
   // Experts of `count` tokens from `first` on, to the front of expert_ids and expert_weights.
-  void Route(const MoeWeights& w, int first, int count);
-  // residual += delta, then normed = norm(residual).
-  void AddAndNorm(const DeviceBuffer& weight);
+  RouteParams RouteTo(const MoeWeights& w, int first, int count);
+  // The op that adds delta to the residual and makes `normed` of it. REQUIRES: it is run.
+  RmsNormParams AddAndNorm(const DeviceBuffer& weight);
   void SumOverGroup(void* data, int64_t count, DType dtype);
   // Final norm of the rows that logits are wanted of.
   const void* LogitInputs(int first, int count);
@@ -74,7 +75,9 @@ class Transformer final : public Model {
 
   // The step in progress.
   int tokens_ = 0;
-  bool has_delta_ = false;  // space_.delta waits to be added to the residual
+  void* residual_ = nullptr;  // [tokens, dim] float
+  void* spare_ = nullptr;     // where the next sum goes, so that many blocks may read the last one
+  bool has_delta_ = false;    // space_.delta waits to be added to the residual
   std::vector<uint8_t> served_;          // [tokens] with D > 1: whether this rank of the group sends it
   std::vector<Range> vocab_pieces_;      // [tensor_parallel] rows of the head
   std::vector<int64_t> piece_bytes_;     // [tensor_parallel]

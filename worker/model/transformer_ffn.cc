@@ -4,7 +4,16 @@
 namespace hadal {
 
 void Transformer::FeedForward(const LayerWeights& layer) {
-  if (layer.is_moe && options_.fixed_exchange) return MoeOverWorld(layer.moe);
+  const bool over_world = layer.is_moe && options_.fixed_exchange;
+  if (tokens_ > 0) {
+    const RmsNormParams norm = AddAndNorm(*layer.ffn_norm);
+    if (layer.is_moe && !over_world) {
+      backend_->NormRoute(norm, RouteTo(layer.moe, 0, tokens_));
+    } else {
+      backend_->RmsNorm(norm);
+    }
+  }
+  if (over_world) return MoeOverWorld(layer.moe);
   if (layer.is_moe) {
     Moe(layer.moe);
   } else {
@@ -17,7 +26,6 @@ void Transformer::FeedForward(const LayerWeights& layer) {
 
 // delta = this rank's part of shared and routed experts; the sum over the group completes both.
 void Transformer::Moe(const MoeWeights& w) {
-  Route(w, 0, tokens_);
   const auto* ids = space_.expert_ids->as<int32_t>();
   const auto* weights = space_.expert_weights->as<float>();
   const auto* local_index = space_.local_index->as<int32_t>();
@@ -48,7 +56,7 @@ void Transformer::MoeOverWorld(const MoeWeights& w) {
   const int count = inputs_.slice_tokens(), first = layout_.tp_rank() * count;
   const DType act = backend_->activation_dtype();
   void* const slice = Offset(space_.delta->data, first * config_.dim, act);
-  Route(w, first, count);
+  if (count > 0) backend_->Route(RouteTo(w, first, count));
   fixed_experts_.Run(w, {.x = Offset(space_.normed->data, first * config_.dim, act),
                          .ids = space_.expert_ids->as<int32_t>(),
                          .weights = space_.expert_weights->as<float>(),
@@ -59,29 +67,26 @@ void Transformer::MoeOverWorld(const MoeWeights& w) {
   comm_.act_tensor->AllGather(slice, space_.delta->data, count * config_.dim * DTypeSize(act));
 }
 
-void Transformer::Route(const MoeWeights& w, int first, int count) {
-  if (count == 0) return;
+RouteParams Transformer::RouteTo(const MoeWeights& w, int first, int count) {
   const bool grouped = config_.topk_method != TopkMethod::kGreedy;
-  backend_->Route({.x = Offset(space_.normed->data, first * config_.dim,
-                               backend_->activation_dtype()),
-                   .gate = w.gate->as<float>(),
-                   .bias = w.bias == nullptr ? nullptr : w.bias->as<float>(),
-                   .positions = inputs_.positions() + first,
-                   .tokens = count,
-                   .dim = config_.dim,
-                   .experts = static_cast<int>(config_.n_routed_experts),
-                   .top_k = static_cast<int>(config_.n_activated_experts),
-                   .groups = grouped ? static_cast<int>(config_.n_expert_groups) : 1,
-                   .limited_groups = grouped ? static_cast<int>(config_.n_limited_groups) : 1,
-                   .score = config_.score_func == ScoreFunc::kSoftmax ? RouterScore::kSoftmax
-                                                                      : RouterScore::kSigmoid,
-                   .group_score = config_.topk_method == TopkMethod::kNoAuxTc
-                                      ? GroupScore::kTopTwoSum
-                                      : GroupScore::kMax,
-                   .normalise = config_.norm_topk_prob,
-                   .route_scale = config_.route_scale,
-                   .ids = space_.expert_ids->as<int32_t>(),
-                   .weights = space_.expert_weights->as<float>()});
+  return {.x = Offset(space_.normed->data, first * config_.dim, backend_->activation_dtype()),
+          .gate = w.gate->as<float>(),
+          .bias = w.bias == nullptr ? nullptr : w.bias->as<float>(),
+          .positions = inputs_.positions() + first,
+          .tokens = count,
+          .dim = config_.dim,
+          .experts = static_cast<int>(config_.n_routed_experts),
+          .top_k = static_cast<int>(config_.n_activated_experts),
+          .groups = grouped ? static_cast<int>(config_.n_expert_groups) : 1,
+          .limited_groups = grouped ? static_cast<int>(config_.n_limited_groups) : 1,
+          .score = config_.score_func == ScoreFunc::kSoftmax ? RouterScore::kSoftmax
+                                                             : RouterScore::kSigmoid,
+          .group_score = config_.topk_method == TopkMethod::kNoAuxTc ? GroupScore::kTopTwoSum
+                                                                     : GroupScore::kMax,
+          .normalise = config_.norm_topk_prob,
+          .route_scale = config_.route_scale,
+          .ids = space_.expert_ids->as<int32_t>(),
+          .weights = space_.expert_weights->as<float>()};
 }
 
 }  // namespace hadal

@@ -68,6 +68,7 @@ int64_t MakeWorkspace(const ModelConfig& config, const Layout& layout, const Mod
   };
   Workspace& w = *workspace;
   make(&w.residual, n * config.dim, sizeof(float));
+  make(&w.spare_residual, n * config.dim, sizeof(float));
   make_finite(&w.normed, sliced * config.dim);
   make(&w.delta, sliced * config.dim, act);
   make(&w.attn_in, n * ((compressed ? config.q_lora_rank : q_width) + config.latent_dim()), act);

@@ -32,6 +32,7 @@ struct Workspace {
   using Buffer = std::unique_ptr<DeviceBuffer>;
 
   Buffer residual;      // [N, dim] float whatever act is: it would be rounded at every block
+  Buffer spare_residual;  // the same: a norm reads one and writes its sum to the other
   Buffer normed;        // [N or all slices, dim] act: input of a block
   Buffer delta;         // [N or all slices, dim] act: a block's output, added to the residual by the
                         // next norm

@@ -50,6 +50,31 @@ int Mismatches(const char* what, const std::vector<float>& got, const std::vecto
   return wrong;
 }
 
+// One bf16 rounding more or less at a tie.
+double Tolerance(const NormCase& c) { return c.act == DType::kF32 ? 1e-5 : 8e-3; }
+
+// From a residual elsewhere, which stays as it is.
+void CheckApart(const NormCase& c, const std::vector<float>& x, const GuardedBuffer& delta,
+                const GuardedBuffer& weight, std::vector<float> sums,
+                const std::vector<float>& expected, DeviceFixture& device) {
+  const GuardedBuffer from(testing::ToAct(x, c.stream));
+  const GuardedBuffer sum(c.tokens * c.x_stride * DTypeSize(c.stream));
+  const GuardedBuffer out(c.tokens * c.out_stride * DTypeSize(c.act));
+  const std::vector<float> before = DownloadFloats(from, c.stream);
+  cuda::RmsNorm({.residual = sum.data(), .float_residual = c.stream == DType::kF32,
+                 .from = from.data(), .delta = c.with_delta ? delta.data() : nullptr,
+                 .weight = weight.as<float>(), .out = c.with_out ? out.data() : nullptr,
+                 .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
+                 .out_stride = c.out_stride, .eps = c.eps}, device.context);
+  for (size_t i = 0; i < sums.size(); ++i) {
+    if (static_cast<int64_t>(i) % c.x_stride >= c.dim) sums[i] = NAN;
+  }
+  CHECK(Mismatches("sum apart", DownloadFloats(sum, c.stream), sums, c.x_stride, 1e-6) == 0);
+  CHECK(DownloadFloats(from, c.stream) == before);
+  CHECK(Mismatches("out", DownloadFloats(out, c.act), expected, c.out_stride, Tolerance(c)) == 0);
+  CHECK((from.GuardIntact() && sum.GuardIntact() && out.GuardIntact()));
+}
+
 void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
   CAPTURE(DTypeName(c.act), DTypeName(c.stream), c.tokens, c.dim, c.x_stride, c.out_stride,
           c.with_delta, c.with_out, c.in_place);
@@ -84,8 +109,7 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
                  .out = c.in_place ? device_x.data() : c.with_out ? out.data() : nullptr,
                  .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
                  .out_stride = c.out_stride, .eps = c.eps}, device.context);
-  // One bf16 rounding more or less at a tie.
-  const double tolerance = c.act == DType::kF32 ? 1e-5 : 8e-3;
+  const double tolerance = Tolerance(c);
   if (c.in_place) {
     CHECK(Mismatches("in place", DownloadFloats(device_x, c.act), expected, c.out_stride,
                      tolerance) == 0);
@@ -94,6 +118,7 @@ void CheckNorm(const NormCase& c, std::mt19937_64& rng) {
     CHECK(Mismatches("out", DownloadFloats(out, c.act), expected, c.out_stride, tolerance) == 0);
   }
   CHECK((device_x.GuardIntact() && out.GuardIntact()));
+  if (!c.in_place) CheckApart(c, x, device_delta, device_weight, sums, expected, device);
 }
 
 TEST_CASE("rms norm equals float64: residual sums, strides, odd widths, no output, in place") {
