@@ -94,8 +94,8 @@ void Transformer::Forward() {
 RmsNormParams Transformer::AddAndNorm(const DeviceBuffer& weight) {
   if (has_delta_) std::swap(residual_, spare_);
   return {.residual = residual_,
-          .float_residual = true,
           .from = has_delta_ ? spare_ : nullptr,
+          .float_residual = true,
           .delta = has_delta_ ? space_.delta->data : nullptr,
           .weight = weight.as<float>(),
           .out = space_.normed->data,

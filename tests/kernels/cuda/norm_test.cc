@@ -54,15 +54,16 @@ int Mismatches(const char* what, const std::vector<float>& got, const std::vecto
 double Tolerance(const NormCase& c) { return c.act == DType::kF32 ? 1e-5 : 8e-3; }
 
 // From a residual elsewhere, which stays as it is.
-void CheckApart(const NormCase& c, const std::vector<float>& x, const GuardedBuffer& delta,
+void CheckApart(const NormCase& c, std::vector<float> x, const GuardedBuffer& delta,
                 const GuardedBuffer& weight, std::vector<float> sums,
                 const std::vector<float>& expected, DeviceFixture& device) {
   const GuardedBuffer from(testing::ToAct(x, c.stream));
   const GuardedBuffer sum(c.tokens * c.x_stride * DTypeSize(c.stream));
   const GuardedBuffer out(c.tokens * c.out_stride * DTypeSize(c.act));
   const std::vector<float> before = DownloadFloats(from, c.stream);
-  cuda::RmsNorm({.residual = sum.data(), .float_residual = c.stream == DType::kF32,
-                 .from = from.data(), .delta = c.with_delta ? delta.data() : nullptr,
+  cuda::RmsNorm({.residual = sum.data(), .from = from.data(),
+                 .float_residual = c.stream == DType::kF32,
+                 .delta = c.with_delta ? delta.data() : nullptr,
                  .weight = weight.as<float>(), .out = c.with_out ? out.data() : nullptr,
                  .tokens = c.tokens, .dim = c.dim, .x_stride = c.x_stride,
                  .out_stride = c.out_stride, .eps = c.eps}, device.context);

@@ -97,8 +97,8 @@ class TracingBackend final : public Backend {
     Run(&Backend::Embed, p, 1, a, b, c, d, e, f, g, h, i, j);
   }
   void RmsNorm(const RmsNormParams& p) override {
-    const auto& [a, b, c, d, e, f, g, h, i, j] = p;
-    Run(&Backend::RmsNorm, p, 2, a, b, c, d, e, f, g, h, i, j);
+    const auto& [a, b, c, d, e, f, g, h, i, j, k] = p;
+    Run(&Backend::RmsNorm, p, 2, a, b, c, d, e, f, g, h, i, j, k);
   }
   void MatMul(const MatMulParams& p) override {
     const auto& [a, b, c, d, e, f, g] = p;
