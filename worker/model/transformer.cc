@@ -1,8 +1,16 @@
 #include "worker/model/transformer.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "common/rounding.h"
+
 namespace hadal {
+namespace {
+
+constexpr int64_t kSumRows = 64;
+
+}  // namespace
 
 StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config, const Layout& layout,
                                              const Checkpoint& checkpoint, Backend* backend,
@@ -46,9 +54,13 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
   }
 }
 
-void Transformer::SumOverGroup(void* data, int64_t count, DType dtype) {
+void Transformer::SumOverGroup(void* data, DType dtype) {
   if (layout_.tensor_parallel == 1) return;
-  comm_.act_tensor->AllReduceSum(data, count, dtype);
+  // A device starts a sum of a size that it knows faster, so sizes of prompts are few.
+  const bool padded = backend_->replays() && inputs_.replay_key() == 0;
+  const int64_t rows =
+      padded ? std::min<int64_t>(RoundUp(tokens_, kSumRows), StepInputs::PaddedTokens(options_)) : tokens_;
+  comm_.act_tensor->AllReduceSum(data, rows * config_.dim, dtype);
 }
 
 void Transformer::Prepare(const Batch& batch) {
@@ -81,7 +93,7 @@ void Transformer::Forward() {
                      .dim = config_.dim,
                      .float_out = true,
                      .out = residual_});
-    SumOverGroup(residual_, tokens_ * config_.dim, DType::kF32);
+    SumOverGroup(residual_, DType::kF32);
   }
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     const LayerWeights& layer = weights_.layers[l];
@@ -126,7 +138,7 @@ void Transformer::Attention(size_t layer) {
   }
   backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
                     .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
-  SumOverGroup(space_.delta->data, tokens_ * config_.dim, backend_->activation_dtype());
+  SumOverGroup(space_.delta->data, backend_->activation_dtype());
   has_delta_ = true;
 }
 

@@ -51,7 +51,8 @@ class Transformer final : public Model {
   RouteParams RouteTo(const MoeWeights& w, int first, int count);
   // The op that adds delta to the residual and makes `normed` of it. REQUIRES: it is run.
   RmsNormParams AddAndNorm(const DeviceBuffer& weight);
-  void SumOverGroup(void* data, int64_t count, DType dtype);
+  // data: [tokens, dim], summed over the ranks of the group; so may be rows behind them.
+  void SumOverGroup(void* data, DType dtype);
   // Final norm of the rows that logits are wanted of.
   const void* LogitInputs(int first, int count);
 
