@@ -12,6 +12,8 @@ namespace {
 
 using namespace decode64;
 
+constexpr int kWholeTiles = 8;
+
 #if HADAL_SM90A
 
 __device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSegment& s, int group,
@@ -132,7 +134,7 @@ void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  const int ctas = PrepareDecode(args, kRows, kStages, context);
+  const int ctas = PrepareDecode(args, kRows, kStages, kWholeTiles, context);
   // How many rows the cache has is not known here, nor needed: block tables name rows that exist.
   const CUtensorMap cache = TensorMap2d(p.cache, kDim, int64_t{1} << 30, kDim * 2, kBlockSize);
   Launch(WgmmaDecodeKernel, dim3(ctas), dim3(kThreads), kSharedBytes, context, args, cache);

@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/mla.cuh"
+#include "kernels/cuda/mla_ptx.cuh"
 
 // How the fast decode kernels share out their work. The (query, head) pairs of a row, query-major,
 // are cut into `pieces` of piece_rows. Each piece is a lane of its own: CTA i works in lane
@@ -23,9 +24,10 @@ struct DecodeArgs {
   int pieces = 0;
   int piece_rows = 0;
   int tiles_at_once = 0;  // that a CTA takes: cuts lie at multiples of it
+  bool whole = false;     // cuts lie at the ends of items
   // Of the item of a lane: merges[row * pieces + lane]; or, where rows are many, of the item that
   // goes on behind a CTA: merges[CTA]. {row or -1, first run, last run, slot in the first run}.
-  // Null: a lane has one run.
+  // Null: no item is cut.
   int4* merges = nullptr;
   bool by_row = false;
   float* part_o = nullptr;    // [CTA, 2, piece_rows, 512]
@@ -66,6 +68,7 @@ __device__ __forceinline__ int Reach(int64_t total, int runs) {
 }
 // Where a cut at tile `at` of an item of `tiles` tiles goes. Never decreases as `at` grows.
 __device__ __forceinline__ int MovedCut(const DecodeArgs& a, int at, int tiles, int reach) {
+  if (a.whole) return 2 * at <= tiles ? 0 : tiles;
   at -= at % a.tiles_at_once;
   if (at <= reach && 2 * at <= tiles) return 0;
   return tiles - at <= reach ? tiles : at;
@@ -226,39 +229,71 @@ __device__ __forceinline__ int KeysOfPair(const DecodeArgs& a, const DecodeItem&
   return pair < item.pairs ? item.row.start_pos + pair / a.p.heads + 1 : 0;
 }
 
-// 16 bytes of the queries: of pair `pair`, from column `column` on.
-__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
-                                           int column) {
-  if (pair >= item.pairs || column >= kDecodeDim) return make_uint4(0, 0, 0, 0);
-  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
-  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
-  const int64_t token = item.row.first_token + pair / a.p.heads;
-  const int head = pair % a.p.heads;
-  const auto* at = column < kDecodeLatent
-                       ? latent + (token * a.p.heads + head) * kDecodeLatent + column
-                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
-                             (column - kDecodeLatent);
-  return *reinterpret_cast<const uint4*>(at);
+// Where the query of a (query, head) pair lies. Of a pair that the item has not, another's.
+struct QueryRow {
+  const __nv_bfloat16* latent;
+  const __nv_bfloat16* rope;
+  bool valid;
+
+  __device__ __forceinline__ QueryRow(const DecodeArgs& a, const DecodeItem& item, int pair)
+      : valid(pair < item.pairs) {
+    pair = min(pair, item.pairs - 1);
+    const int query = pair / a.p.heads, head = pair % a.p.heads;
+    const int64_t token = item.row.first_token + query;
+    latent = static_cast<const __nv_bfloat16*>(a.p.q_latent) +
+             (token * a.p.heads + head) * kDecodeLatent;
+    rope = static_cast<const __nv_bfloat16*>(a.p.q_rope) + token * a.p.q_rope_stride +
+           head * a.p.q_rope_head_stride;
+  }
+  __device__ __forceinline__ const __nv_bfloat16* At(int column) const {
+    return column < kDecodeLatent ? latent + column : rope + (column - kDecodeLatent);
+  }
+};
+
+// The output of row `row` of a piece.
+__device__ __forceinline__ __nv_bfloat16* OutputRow(const DecodeArgs& a, const DecodeItem& item,
+                                                    int row) {
+  const int64_t at = static_cast<int64_t>(item.row.first_token) * a.p.heads + item.first + row;
+  return static_cast<__nv_bfloat16*>(a.p.out) + at * kDecodeLatent;
+}
+
+// Of four lanes, lane i gets what they have in x[i]: x[j] is then lane j's.
+__device__ __forceinline__ void TransposeFour(uint32_t (&x)[4]) {
+#pragma unroll
+  for (int bit = 1; bit <= 2; bit *= 2) {
+    const bool upper = (threadIdx.x & bit) != 0;
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      if ((i & bit) != 0) continue;
+      const uint32_t got = __shfl_xor_sync(0xffffffffu, upper ? x[i] : x[i | bit], bit);
+      (upper ? x[i] : x[i | bit]) = got;
+    }
+  }
 }
 
 // Columns column + 8 n and the next of row `row` of the segment: o[n][2 r] and o[n][2 r + 1]; (m,
-// l) of the row. Finished, or as a part of which one thread, the `leader`, notes m and l.
+// l) of the row. Finished, or as a part of which one thread, the `leader`, notes m and l. By whole
+// warps, column = .. + 2 (lane % 4).
 template <int kTiles>
 __device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegment& s, int row,
                                          int column, const float (&o)[kTiles][4], int r, float m,
                                          float l, bool leader) {
-  const int pair = s.item.first + row;
-  if (pair >= s.item.pairs) return;
+  const bool inside = s.item.first + row < s.item.pairs;
   if (s.Whole()) {
-    const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
-    auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kDecodeLatent + column;
+    const int lane = threadIdx.x % 4;
+    __nv_bfloat16* out = OutputRow(a, s.item, row) + column - 2 * lane + 8 * lane;
     const float inverse = 1.0f / l;
 #pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      *reinterpret_cast<__nv_bfloat162*>(out + n * 8) =
-          __floats2bfloat162_rn(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+    for (int n = 0; n < kTiles; n += 4) {
+      uint32_t x[4];
+#pragma unroll
+      for (int i = 0; i < 4; ++i) {
+        x[i] = PackBf16(o[n + i][2 * r] * inverse, o[n + i][2 * r + 1] * inverse);
+      }
+      TransposeFour(x);
+      if (inside) *reinterpret_cast<uint4*>(out + n * 8) = make_uint4(x[0], x[1], x[2], x[3]);
     }
-  } else {
+  } else if (inside) {
     const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * a.piece_rows + row;
     float* out = a.part_o + part * kDecodeLatent + column;
 #pragma unroll
@@ -269,10 +304,22 @@ __device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegmen
   }
 }
 
+// Merged columns 4 at .. 4 at + 3 of row `row` of the item.
+__device__ __forceinline__ void StoreMerged(const DecodeArgs& a, const DecodeItem& item, int row,
+                                            int at, float4 sum) {
+  if (item.first + row >= item.pairs) return;
+  reinterpret_cast<uint2*>(OutputRow(a, item, row))[at] =
+      make_uint2(PackBf16(sum.x, sum.y), PackBf16(sum.z, sum.w));
+}
+
 // Of all items of a lane, at most.
 int64_t MostTiles(const DecodeArgs& args);
-// Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
-int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context);
+// Sets what no schedule needs to know: pieces of `piece_rows`.
+void SetPieces(DecodeArgs& args, int piece_rows);
+// Sets what is left to set: scratch, and whether items of at most `whole_tiles` stay whole. Returns
+// the number of CTAs.
+int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, int whole_tiles,
+                  CudaContext& context);
 // The second kernel, where it is needed.
 void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context);
 int64_t FastDecodeScratchBytes(int piece_rows);
