@@ -1,7 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/mla_ptx.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 
 // Shared memory of the decode kernel of 16 pairs, and how queries and tiles get there.
 

@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 #include "kernels/cuda/mla_wgmma.cuh"
 #include "kernels/cuda/tensor_map.h"
 

@@ -3,7 +3,7 @@
 #include "common/check.h"
 #include "common/rounding.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 
 namespace hadal::cuda {
 namespace {
