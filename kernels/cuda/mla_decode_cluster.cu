@@ -21,8 +21,8 @@ constexpr int kMergeTiles = 4;  // that take as long as the second kernel of the
 struct ClusterArgs {
   int ctas = 1;    // of a cluster
   int stages = 0;  // for tiles
-  // Of these that are filled before the queries come, which take the place behind them; the sums of
-  // others come behind the queries.
+  // Of these that are filled before the queries come, which take the place behind them. What other
+  // CTAs send comes behind the queries.
   int ahead = 0;
 };
 
@@ -60,16 +60,15 @@ __global__ void __launch_bounds__(kThreads, 1)
     ClusterDecodeKernel(const __grid_constant__ DecodeArgs a, ClusterArgs c) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char memory[];
-  Received& received = *reinterpret_cast<Received*>(memory);
-  Shared& shared = *reinterpret_cast<Shared*>(memory + sizeof(Received));
-  char* behind = shared.stages[c.ahead];
-  const Exchange exchange{c.ctas, reinterpret_cast<float*>(behind + kQueryBytes), received};
+  Shared& shared = *reinterpret_cast<Shared*>(memory);
+  char* queries = shared.stages[c.ahead];
+  const Exchange exchange(c.ctas, queries + kQueryBytes);
   cudaTriggerProgrammaticLaunchCompletion();
   // Rows and block tables were there before the step began, and so were the keys of earlier ones.
   const Part part = FindPart(a, c.ctas);
   if (threadIdx.x == 0) {
     for (uint64_t& barrier : shared.full) BarrierInit(SharedAddress(&barrier), 1);
-    exchange.Expect(part.parts);
+    if (c.ctas > 1) exchange.Expect(part.parts);
     FenceAsync();
   }
   ArriveCluster();
@@ -93,7 +92,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     FetchQueries(query, pieces);
     for (int stage = 0; stage < c.ahead; ++stage) producer.Issue<false, true>(a, shared, stage);
     uint32_t q[kSteps][4];
-    SpreadQueries(behind, pieces, q);
+    SpreadQueries(queries, pieces, q);
     if (c.ahead < c.stages) {
       __syncthreads();
       producer.Issue<true, true>(a, shared, c.ahead);
@@ -110,9 +109,9 @@ __global__ void __launch_bounds__(kThreads, 1)
 }
 
 constexpr int SharedBytes(const ClusterArgs& c) {
-  const int behind = c.ahead < c.stages ? kStageBytes : kQueryBytes;
-  return static_cast<int>(sizeof(Received) + sizeof(Shared)) - (kMaxStages - c.ahead) * kStageBytes +
-         behind + (c.ctas == 1 ? 0 : ExchangeBytes(c.ctas));
+  const int queries = c.ahead < c.stages ? kStageBytes : kQueryBytes;
+  return static_cast<int>(sizeof(Shared)) - (kMaxStages - c.ahead) * kStageBytes + queries +
+         (c.ctas == 1 ? 0 : ExchangeBytes(c.ctas));
 }
 
 // One CTA alone keeps three tiles in flight, others two.

@@ -10,7 +10,7 @@ namespace hadal::cuda::decode16 {
 inline constexpr int kMaxCluster = 16;
 
 // What a CTA receives, but for the sums.
-struct alignas(128) Received {
+struct Received {
   float2 ml[kMaxCluster][kRows];
   float maxima[kRows];  // this CTA's own
   uint64_t full;
@@ -18,8 +18,11 @@ struct alignas(128) Received {
 
 // Rows of sums start in different banks: what a quarter of a warp writes at once are two rows.
 inline constexpr int kPad = 16;
-__host__ __device__ constexpr int ExchangeBytes(int cluster) {
-  return cluster * kRows * (kDecodeLatent / cluster + kPad) * 4;
+__host__ __device__ constexpr int SumsBytes(int ctas) {
+  return ctas * kRows * (kDecodeLatent / ctas + kPad) * 4;
+}
+__host__ __device__ constexpr int ExchangeBytes(int ctas) {
+  return SumsBytes(ctas) + static_cast<int>(sizeof(Received));
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
@@ -28,6 +31,11 @@ struct Exchange {
   int ctas;     // of the cluster
   float* sums;  // [CTA, row, width + kPad]
   Received& received;
+
+  __device__ __forceinline__ Exchange(int cluster, char* place)
+      : ctas(cluster),
+        sums(reinterpret_cast<float*>(place)),
+        received(*reinterpret_cast<Received*>(place + SumsBytes(cluster))) {}
 
   __device__ __forceinline__ int Width() const { return kDecodeLatent / ctas; }
   __device__ __forceinline__ int Rank() const { return static_cast<int>(blockIdx.x) % ctas; }

@@ -8,7 +8,8 @@ namespace hadal::cuda::decode16 {
 
 inline constexpr int kRows = 16;
 inline constexpr int kDim = kDecodeDim;
-inline constexpr int kSteps = kDim / 16;
+inline constexpr int kHalfBytes = kDim;       // of a row: a warp makes products of half of the columns
+inline constexpr int kSteps = kDim / 2 / 16;  // in each of which
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kMaxStages = 3;
@@ -19,6 +20,7 @@ inline constexpr int kWeightPitch = kBlockSize * 2 + 16;
 struct Shared {
   char weights[kRows * kWeightPitch];
   float of_warp[kWarps][kRows];
+  float4 scores[kWarps][32];  // of half of the columns, for another warp
   uint64_t full[kMaxStages];
   int schedule[32];
   DecodeRun run;
@@ -97,7 +99,7 @@ __device__ __forceinline__ void FetchQueries(const QueryRow& query, uint4 (&piec
                                              : make_uint4(0, 0, 0, 0);
   }
 }
-// These as fragments of all steps, through a place that holds no tile.
+// These as fragments of the warp's half of the columns, through a place that holds no tile.
 __device__ __forceinline__ void SpreadQueries(char* place, const uint4 (&pieces)[kQueryPieces],
                                               uint32_t (&q)[kSteps][4]) {
 #pragma unroll
@@ -107,8 +109,9 @@ __device__ __forceinline__ void SpreadQueries(char* place, const uint4 (&pieces)
   }
   FenceAsync();
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  const uint32_t from = SharedAddress(place + lane % 16 * kPitch + lane / 16 * 16);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t from =
+      SharedAddress(place + lane % 16 * kPitch + warp % 2 * kHalfBytes + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) LoadMatrices(from + k * 32, q[k]);
 }

@@ -3,9 +3,9 @@
 #include "kernels/cuda/mla_decode_mma.cuh"
 #include "kernels/cuda/mla_flash.cuh"
 
-// What a CTA does with tiles of 64 keys and 16 (query, head) pairs. Each of 8 warps makes the scores
-// of 8 keys, with the queries in registers, then 64 of the 512 columns of the output; scores change
-// hands in shared memory.
+// What a CTA does with tiles of 64 keys and 16 (query, head) pairs. Each of 8 warps makes the weights
+// of 8 keys, with half of the queries' columns in registers, then 64 of the 512 columns of the
+// output; weights change hands in shared memory.
 
 namespace hadal::cuda::decode16 {
 
@@ -16,6 +16,11 @@ using Sums = float[8][4];
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+// Two warps.
+__device__ __forceinline__ void SyncPair(int pair) {
+  asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+}
+
 // Rows of the tile that hold no key of the item would bring NaNs into the products.
 __device__ __forceinline__ void ClearRows(char* stage, int valid) {
   for (int i = threadIdx.x; i < (kBlockSize - valid) * (kDim / 8); i += kThreads) {
@@ -25,21 +30,32 @@ __device__ __forceinline__ void ClearRows(char* stage, int valid) {
   FenceAsync();
 }
 
-// Scores of the warp's 8 keys.
+// Two warps take half of the columns each and 16 keys, then change halves: sums of 8 keys each.
 __device__ __forceinline__ void Scores(const char* stage, const uint32_t (&q)[kSteps][4],
-                                       float (&s)[4]) {
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const uint32_t from = SharedAddress(stage + (warp * 8 + lane % 8) * kPitch + lane / 8 * 16);
-  float part[4][4] = {};
+                                       Shared& shared, float (&s)[4]) {
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp % 2;
+  const int key = warp / 2 * 16 + lane / 16 * 8 + lane % 8;
+  const uint32_t from =
+      SharedAddress(stage + key * kPitch + half * kHalfBytes + lane / 8 % 2 * 16);
+  float part[2][2][4] = {};  // of 8 keys, every other step
 #pragma unroll
-  for (int k = 0; k < kSteps; k += 2) {
+  for (int k = 0; k < kSteps; ++k) {
     uint32_t b[4];
     LoadMatrices(from + k * 32, b);
-    Mma(part[k % 4], q[k], b[0], b[1]);
-    Mma(part[k % 4 + 1], q[k + 1], b[2], b[3]);
+    Mma(part[0][k % 2], q[k], b[0], b[1]);
+    Mma(part[1][k % 2], q[k], b[2], b[3]);
   }
+  float given[4];
 #pragma unroll
-  for (int i = 0; i < 4; ++i) s[i] = (part[0][i] + part[1][i]) + (part[2][i] + part[3][i]);
+  for (int i = 0; i < 4; ++i) {
+    const float low = part[0][0][i] + part[0][1][i], high = part[1][0][i] + part[1][1][i];
+    s[i] = half == 0 ? low : high;
+    given[i] = half == 0 ? high : low;
+  }
+  shared.scores[warp ^ 1][lane] = make_float4(given[0], given[1], given[2], given[3]);
+  SyncPair(warp / 2);
+  const float4 got = shared.scores[warp][lane];
+  s[0] += got.x, s[1] += got.y, s[2] += got.z, s[3] += got.w;
 }
 
 // Turns scores into weights in shared memory; scales the sums so far.
@@ -121,7 +137,7 @@ __device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeItem& 
       __syncthreads();
     }
     float scores[4];
-    Scores(stage, q, scores);
+    Scores(stage, q, shared, scores);
     Softmax(a, tile * kBlockSize, scores, state, shared, o);
     AddValues(stage, shared.weights, o);
     __syncthreads();
