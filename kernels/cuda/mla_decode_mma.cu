@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(kThreads, 1)
     const DecodeSegment& s = shared.segment;
     if (s.done + s.tiles == shared.run.tiles) break;
     __syncthreads();
-    if (threadIdx.x == 0) NextSegment(a, shared.run, shared.segment);
+    if (threadIdx.x == 0) shared.segment = NextSegment(a, shared.run, shared.segment);
     __syncthreads();
   }
 #endif

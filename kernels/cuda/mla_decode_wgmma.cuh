@@ -39,7 +39,7 @@ struct Shared {
   uint64_t weights[kStages];  // of the tile, and their maximum, are there
   int schedule[32];
   DecodeRun run;
-  DecodeSegment segment;  // thread 0 writes it between two barriers
+  DecodeSegment segments[3];  // in turn; while some still store, thread 0 writes the one after next
 };
 
 // Parities of the stages' next tiles.
@@ -102,9 +102,9 @@ __device__ inline void Produce(const DecodeArgs& a, const CUtensorMap& cache, co
   }
 }
 
-// The item's queries in the layout that the copy engine would have given them, all on their way at
-// once. Eight threads take the boxes' 128 bytes of a row.
-__device__ inline void LoadQueries(const DecodeArgs& a, const DecodeItem& item, Shared& shared) {
+// Fetches the item's queries, all at once, in the layout that the copy engine would have given them.
+// Eight threads take the boxes' 128 bytes of a row.
+__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item, Shared& shared) {
   const int piece = threadIdx.x % 8;
 #pragma unroll
   for (int row = threadIdx.x / 8; row < kRows; row += kConsumers / 8) {
@@ -116,6 +116,8 @@ __device__ inline void LoadQueries(const DecodeArgs& a, const DecodeItem& item, 
     }
   }
   CommitCopies();
+}
+__device__ __forceinline__ void AwaitQueries() {
   WaitCopies<0>();
   FenceAsync();
   SyncConsumers();

@@ -218,9 +218,11 @@ __device__ inline DecodeSegment FirstSegment(const DecodeArgs& a, const DecodeRu
   s.tiles = min(run.tiles, s.item.tiles - s.tile);
   return s;
 }
-__device__ inline void NextSegment(const DecodeArgs& a, const DecodeRun& run, DecodeSegment& s) {
-  s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
-  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
+__device__ inline DecodeSegment NextSegment(const DecodeArgs& a, const DecodeRun& run,
+                                            const DecodeSegment& s) {
+  DecodeSegment next{NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  next.tiles = min(run.tiles - next.done, next.item.tiles);
+  return next;
 }
 
 // Of all items of a lane, at most.
