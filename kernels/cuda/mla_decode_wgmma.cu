@@ -102,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Shared& shared =
       *reinterpret_cast<Shared*>(memory + ((1024 - SharedAddress(memory) % 1024) % 1024));
   cudaTriggerProgrammaticLaunchCompletion();
+  if (threadIdx.x == kProducer) PrefetchMap(&cache);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       for (int part = 0; part < kParts; ++part) {
