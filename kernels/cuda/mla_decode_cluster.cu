@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <array>
+#include <bit>
 
 #include "common/check.h"
 #include "common/rounding.h"
@@ -18,13 +19,24 @@ using namespace decode16;
 constexpr int kMostTiles = 8;   // of a CTA, where items may differ in length
 constexpr int kMergeTiles = 4;  // that take as long as the second kernel of the other schedule
 
-struct ClusterArgs {
-  int ctas = 1;    // of a cluster
-  int stages = 0;  // for tiles
-  // Of these that are filled before the queries come, which take the place behind them. What other
-  // CTAs send comes behind the queries.
-  int ahead = 0;
+// Stages for tiles; of these that are filled before the queries come, which take the place behind
+// them. What other CTAs send comes behind the queries. One CTA alone keeps three tiles in flight,
+// others two.
+struct Stages {
+  int tiles, ahead;
 };
+constexpr Stages StagesOf(int ctas, int64_t tiles) {
+  const int most = ctas == 1 ? kMaxStages : kMaxStages - 1;
+  const int stages = static_cast<int>(std::min<int64_t>(tiles, most));
+  return {stages, std::min(stages, kMaxStages - 1)};
+}
+constexpr int SharedBytes(int ctas, Stages stages) {
+  const int queries = stages.ahead < stages.tiles ? kStageBytes : kQueryBytes;
+  return static_cast<int>(sizeof(Shared)) - (kMaxStages - stages.ahead) * kStageBytes + queries +
+         (ctas == 1 ? 0 : ExchangeBytes(ctas));
+}
+constexpr int MostShared(int ctas) { return SharedBytes(ctas, StagesOf(ctas, kMaxStages)); }
+static_assert(std::max(MostShared(1), MostShared(kMaxCluster)) <= 227 * 1024);
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -35,40 +47,57 @@ struct Part {
   int parts;  // CTAs that have tiles
 };
 
-__device__ __forceinline__ Part FindPart(const DecodeArgs& a, int ctas) {
-  const int index = static_cast<int>(blockIdx.x) / ctas, rank = static_cast<int>(blockIdx.x) % ctas;
+template <int kCtas>
+__device__ __forceinline__ Part FindPart(const DecodeArgs& a) {
+  const int index = static_cast<int>(blockIdx.x) / kCtas;
   Part part{LoadItem(a, index / a.pieces, index % a.pieces), 0, 0, 0};
-  const int each = (part.item.tiles + ctas - 1) / ctas;
-  part.tile = min(part.item.tiles, rank * each);
-  part.tiles = min(each, part.item.tiles - part.tile);
-  part.parts = each > 0 ? (part.item.tiles + each - 1) / each : 0;
+  const int tiles = part.item.tiles, each = (tiles + kCtas - 1) / kCtas;
+  part.tile = min(tiles, Exchange<kCtas>::Rank() * each);
+  part.tiles = min(each, tiles - part.tile);
+  part.parts = each > 0 ? (tiles + each - 1) / each : 0;
   return part;
 }
 
-// Rows behind the last key, where the copy engine has none to bring.
-__device__ __forceinline__ void ClearEarly(const Part& part, int ahead, Shared& shared) {
+// What needs no waiting: the tiles ahead but for keys of this step, rows behind the last key.
+__device__ __forceinline__ void Begin(const DecodeArgs& a, const Part& part, int ahead,
+                                      Shared& shared, Producer<false>& producer) {
+#pragma unroll 1
+  for (int stage = 0; stage < ahead; ++stage) producer.Issue<true, false>(a, shared, stage);
   const int valid = part.item.keys - (part.tile + part.tiles - 1) * kBlockSize;
   if (part.tiles > 0 && part.tiles <= ahead && valid < kBlockSize) {
     ClearRows(shared.stages[part.tiles - 1], valid);
   }
 }
+// The keys of this step among these.
+__device__ __forceinline__ void Complete(const DecodeArgs& a, const Part& part, int ahead,
+                                         Shared& shared, Producer<false>& producer) {
+  if ((part.tile + min(part.tiles, ahead)) * kBlockSize <= part.item.row.start_pos) return;
+#pragma unroll 1
+  for (int stage = 0; stage < ahead; ++stage) producer.Issue<false, true>(a, shared, stage);
+}
+
+// What was computed before stays there.
+__device__ __forceinline__ void Hold(QueryRow& query, RowState& state) {
+  asm volatile("" : "+l"(query.latent), "+l"(query.rope), "+r"(state.limit[0]), "+r"(state.limit[1]));
+}
 
 #endif
 
 // Grid: (row, piece, CTA of the cluster).
+template <int kCtas>
 __global__ void __launch_bounds__(kThreads, 1)
-    ClusterDecodeKernel(const __grid_constant__ DecodeArgs a, ClusterArgs c) {
+    ClusterDecodeKernel(const __grid_constant__ DecodeArgs a, Stages stages) {
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
   extern __shared__ __align__(128) char memory[];
   Shared& shared = *reinterpret_cast<Shared*>(memory);
-  char* queries = shared.stages[c.ahead];
-  const Exchange exchange(c.ctas, queries + kQueryBytes);
+  char* queries = shared.stages[stages.ahead];
+  const Exchange<kCtas> exchange(queries + kQueryBytes);
   cudaTriggerProgrammaticLaunchCompletion();
   // Rows and block tables were there before the step began, and so were the keys of earlier ones.
-  const Part part = FindPart(a, c.ctas);
+  const Part part = FindPart<kCtas>(a);
   if (threadIdx.x == 0) {
     for (uint64_t& barrier : shared.full) BarrierInit(SharedAddress(&barrier), 1);
-    if (c.ctas > 1) exchange.Expect(part.parts);
+    if (kCtas > 1) exchange.Expect(part.parts);
     FenceAsync();
   }
   ArriveCluster();
@@ -77,30 +106,30 @@ __global__ void __launch_bounds__(kThreads, 1)
   producer.tile = part.tile;
   producer.left = part.tiles;
   producer.LoadBlock(a);
-  Producer early = producer;
+  Producer late = producer;
   __syncthreads();
-  for (int stage = 0; stage < c.ahead; ++stage) early.Issue<true, false>(a, shared, stage);
-  ClearEarly(part, c.ahead, shared);
-  const QueryRow query = QueryOfThread(a, part.item);
+  Begin(a, part, stages.ahead, shared, producer);
+  QueryRow query = QueryOfThread(a, part.item);
+  RowState state = StartRows(a, part.item);
+  Hold(query, state);
   AwaitCluster();
   cudaGridDependencySynchronize();
   if (part.parts == 0) return;
-  RowState state;
-  Sums o = {};
   if (part.tiles > 0) {
     uint4 pieces[kQueryPieces];
     FetchQueries(query, pieces);
-    for (int stage = 0; stage < c.ahead; ++stage) producer.Issue<false, true>(a, shared, stage);
+    Complete(a, part, stages.ahead, shared, late);
     uint32_t q[kSteps][4];
     SpreadQueries(queries, pieces, q);
-    if (c.ahead < c.stages) {
+    if (stages.ahead < stages.tiles) {
       __syncthreads();
-      producer.Issue<true, true>(a, shared, c.ahead);
+      producer.Issue<true, true>(a, shared, stages.ahead);
     }
-    Ring ring{c.stages};
-    AddTiles(a, part.item, part.tile, part.tile + part.tiles, part.tiles <= c.ahead, q, shared,
+    Ring ring{stages.tiles};
+    Sums o = {};
+    AddTiles(a, part.item, part.tile, part.tile + part.tiles, part.tiles <= stages.ahead, q, shared,
              ring, producer, state, o);
-    if (c.ctas == 1) return WriteSegment(a, {part.item, 0, part.tiles, 0}, state, shared, o);
+    if (kCtas == 1) return WriteSegment(a, {part.item, 0, part.tiles, 0}, state, shared, o);
     exchange.SendSums(o);
     exchange.SendWeights(state, shared);
   }
@@ -108,51 +137,34 @@ __global__ void __launch_bounds__(kThreads, 1)
 #endif
 }
 
-constexpr int SharedBytes(const ClusterArgs& c) {
-  const int queries = c.ahead < c.stages ? kStageBytes : kQueryBytes;
-  return static_cast<int>(sizeof(Shared)) - (kMaxStages - c.ahead) * kStageBytes + queries +
-         (c.ctas == 1 ? 0 : ExchangeBytes(c.ctas));
-}
-
-// One CTA alone keeps three tiles in flight, others two.
-constexpr ClusterArgs Shape(int ctas, int64_t tiles) {
-  const int most = ctas == 1 ? kMaxStages : kMaxStages - 1;
-  const int stages = static_cast<int>(std::min<int64_t>(tiles, most));
-  return {ctas, stages, std::min(stages, kMaxStages - 1)};
-}
-constexpr int kMostShared = std::max(SharedBytes(Shape(1, 8)), SharedBytes(Shape(kMaxCluster, 8)));
-static_assert(kMostShared <= 227 * 1024);
-
-cudaLaunchConfig_t ClusterConfig(int ctas, cudaLaunchAttribute& attribute) {
-  attribute.id = cudaLaunchAttributeClusterDimension;
-  attribute.val.clusterDim.x = static_cast<unsigned>(ctas);
-  attribute.val.clusterDim.y = attribute.val.clusterDim.z = 1;
-  cudaLaunchConfig_t config{};
-  config.gridDim = dim3(static_cast<unsigned>(ctas));
-  config.blockDim = dim3(kThreads);
-  config.dynamicSmemBytes = kMostShared;
-  config.attrs = &attribute;
-  config.numAttrs = 1;
-  return config;
-}
+using Kernel = void (*)(DecodeArgs, Stages);
+constexpr std::array<Kernel, 5> kKernels = {ClusterDecodeKernel<1>, ClusterDecodeKernel<2>,
+                                            ClusterDecodeKernel<4>, ClusterDecodeKernel<8>,
+                                            ClusterDecodeKernel<16>};
 
 // How many clusters of 2^i CTAs the card runs at once.
-const std::array<int, 5>& ClustersAtOnce() {
-  static const std::array<int, 5> counts = [] {
-    HADAL_CUDA(cudaFuncSetAttribute(ClusterDecodeKernel,
-                                    cudaFuncAttributeMaxDynamicSharedMemorySize, kMostShared));
-    HADAL_CUDA(cudaFuncSetAttribute(ClusterDecodeKernel,
-                                    cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
-    std::array<int, 5> result{};
-    for (int i = 0; i < 5; ++i) {
-      cudaLaunchAttribute attribute;
-      const cudaLaunchConfig_t config = ClusterConfig(1 << i, attribute);
-      HADAL_CUDA(cudaOccupancyMaxActiveClusters(&result[static_cast<size_t>(i)],
-                                                ClusterDecodeKernel, &config));
+int ClustersAtOnce(int log2) {
+  static const std::array<int, kKernels.size()> counts = [] {
+    std::array<int, kKernels.size()> result{};
+    for (size_t i = 0; i < kKernels.size(); ++i) {
+      const int ctas = 1 << i;
+      HADAL_CUDA(cudaFuncSetAttribute(
+          kKernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, MostShared(ctas)));
+      HADAL_CUDA(
+          cudaFuncSetAttribute(kKernels[i], cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
+      cudaLaunchAttribute attribute{.id = cudaLaunchAttributeClusterDimension};
+      attribute.val.clusterDim = {static_cast<unsigned>(ctas), 1, 1};
+      cudaLaunchConfig_t config{};
+      config.gridDim = dim3(static_cast<unsigned>(ctas));
+      config.blockDim = dim3(kThreads);
+      config.dynamicSmemBytes = static_cast<size_t>(MostShared(ctas));
+      config.attrs = &attribute;
+      config.numAttrs = 1;
+      HADAL_CUDA(cudaOccupancyMaxActiveClusters(&result[i], kKernels[i], &config));
     }
     return result;
   }();
-  return counts;
+  return counts[static_cast<size_t>(log2)];
 }
 
 }  // namespace
@@ -165,7 +177,7 @@ int DecodeCluster(const MlaDecodeParams& p) {
   const int64_t tiles = MostTiles(args) / p.rows.num_rows;
   int log2 = 0;
   while ((1 << log2) < std::min<int64_t>(tiles, kMaxCluster) &&
-         items <= ClustersAtOnce()[static_cast<size_t>(log2) + 1]) {
+         items <= ClustersAtOnce(log2 + 1)) {
     ++log2;
   }
   return 1 << log2;
@@ -182,14 +194,16 @@ bool ClustersPay(const MlaDecodeParams& p, int cluster, const CudaContext& conte
 }
 
 void ClusterDecode(const MlaDecodeParams& p, CudaContext& context) {
+  HADAL_CHECK(ClustersAtOnce(0) > 0);
   DecodeArgs args;
   args.p = p;
   SetPieces(args, kRows);
   const int ctas = DecodeCluster(p);
-  const ClusterArgs c = Shape(ctas, CeilDiv(MostTiles(args) / p.rows.num_rows, ctas));
+  const Stages stages = StagesOf(ctas, CeilDiv(MostTiles(args) / p.rows.num_rows, ctas));
+  const Kernel kernel = kKernels[static_cast<size_t>(std::countr_zero(static_cast<unsigned>(ctas)))];
   const dim3 grid(static_cast<unsigned>(p.rows.num_rows * args.pieces * ctas));
-  LaunchClusters(ClusterDecodeKernel, grid, ctas, dim3(kThreads),
-                 static_cast<size_t>(SharedBytes(c)), context, args, c);
+  LaunchClusters(kernel, grid, ctas, dim3(kThreads),
+                 static_cast<size_t>(SharedBytes(ctas, stages)), context, args, stages);
   HADAL_CUDA_LAUNCHED();
 }
 

@@ -27,27 +27,27 @@ __host__ __device__ constexpr int ExchangeBytes(int ctas) {
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
+template <int kCtas>  // of the cluster, a power of two
 struct Exchange {
-  int ctas;     // of the cluster
-  float* sums;  // [CTA, row, width + kPad]
+  static constexpr int kWidth = kDecodeLatent / kCtas;
+  static constexpr int kPitch = kWidth + kPad;
+  float* sums;  // [CTA, row, kPitch]
   Received& received;
 
-  __device__ __forceinline__ Exchange(int cluster, char* place)
-      : ctas(cluster),
-        sums(reinterpret_cast<float*>(place)),
-        received(*reinterpret_cast<Received*>(place + SumsBytes(cluster))) {}
+  __device__ __forceinline__ explicit Exchange(char* place)
+      : sums(reinterpret_cast<float*>(place)),
+        received(*reinterpret_cast<Received*>(place + SumsBytes(kCtas))) {}
 
-  __device__ __forceinline__ int Width() const { return kDecodeLatent / ctas; }
-  __device__ __forceinline__ int Rank() const { return static_cast<int>(blockIdx.x) % ctas; }
+  static __device__ __forceinline__ int Rank() { return static_cast<int>(blockIdx.x) % kCtas; }
   __device__ __forceinline__ float* At(int from, int row, int column) const {
-    return sums + (from * kRows + row) * (Width() + kPad) + column;
+    return sums + (from * kRows + row) * kPitch + column;
   }
 
   // By one thread: `parts` CTAs will send.
   __device__ __forceinline__ void Expect(int parts) const {
     const uint32_t full = SharedAddress(&received.full);
     BarrierInit(full, 1);
-    BarrierArriveExpect(full, parts * kRows * (Width() * 4 + static_cast<int>(sizeof(float2))));
+    BarrierArriveExpect(full, parts * kRows * (kWidth * 4 + static_cast<int>(sizeof(float2))));
   }
   // Two lanes make four columns of two tiles of 8: the even one has those of tile n, the other of
   // n + 1.
@@ -56,8 +56,8 @@ struct Exchange {
     const bool odd = threadIdx.x % 2 != 0;
 #pragma unroll
     for (int n = 0; n < 8; n += 2) {
-      const int column = warp * 64 + (n + odd) * 8 + threadIdx.x % 4 / 2 * 4;
-      const int to = column / Width();
+      const int column = warp * 64 + (n + odd) * 8 + threadIdx.x % 4 / 2 * 4, to = column / kWidth;
+      const uint32_t at = AddressAt(SharedAddress(At(Rank(), row, column % kWidth)), to);
       const uint32_t full = AddressAt(SharedAddress(&received.full), to);
 #pragma unroll
       for (int r = 0; r < 2; ++r) {
@@ -68,7 +68,7 @@ struct Exchange {
           kept[i] = odd ? high : low;
           got[i] = __shfl_xor_sync(0xffffffffu, odd ? low : high, 1);
         }
-        Send(AddressAt(SharedAddress(At(Rank(), row + 8 * r, column % Width())), to),
+        Send(at + 8 * r * kPitch * 4,
              odd ? make_float4(got[0], got[1], kept[0], kept[1])
                  : make_float4(kept[0], kept[1], got[0], got[1]),
              full);
@@ -82,32 +82,39 @@ struct Exchange {
     }
     ShareSums(state, shared);
     const int to = threadIdx.x / kRows, row = threadIdx.x % kRows;
-    if (to >= ctas) return;
+    if (to >= kCtas) return;
     Send(AddressAt(SharedAddress(&received.ml[Rank()][row]), to),
          make_float2(received.maxima[row], SumOfRow(shared, row)),
          AddressAt(SharedAddress(&received.full), to));
   }
-  // Of the first `parts` CTAs, which have keys.
+  // Four columns of a row, of the first `parts` CTAs, which have keys.
+  __device__ __forceinline__ float4 Merged(int row, int column, int parts) const {
+    float m = -INFINITY, l = 0;
+    float2 ml[kCtas];
+    float4 o[kCtas], sum = make_float4(0, 0, 0, 0);
+#pragma unroll
+    for (int j = 0; j < kCtas; ++j) {
+      ml[j] = j < parts ? received.ml[j][row] : make_float2(-INFINITY, 0);
+      o[j] = j < parts ? *reinterpret_cast<const float4*>(At(j, row, column)) : sum;
+      m = fmaxf(m, ml[j].x);
+    }
+#pragma unroll
+    for (int j = 0; j < kCtas; ++j) {
+      const float w = ExpDiff(ml[j].x, m);
+      l += w * ml[j].y;
+      sum = make_float4(sum.x + w * o[j].x, sum.y + w * o[j].y, sum.z + w * o[j].z,
+                        sum.w + w * o[j].w);
+    }
+    const float inverse = 1.0f / l;
+    return make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
+  }
   __device__ __forceinline__ void Merge(const DecodeArgs& a, const DecodeItem& item,
                                         int parts) const {
+    constexpr int kFours = kWidth / 4;
     BarrierWait(SharedAddress(&received.full), 0);
-    const int fours = Width() / 4;
-    for (int i = threadIdx.x; i < kRows * fours; i += kThreads) {
-      const int row = i / fours, at = i % fours;
-      float m = -INFINITY, l = 0;
-      for (int j = 0; j < parts; ++j) m = fmaxf(m, received.ml[j][row].x);
-      float4 sum = make_float4(0, 0, 0, 0);
-#pragma unroll 8
-      for (int j = 0; j < parts; ++j) {
-        const float2 ml = received.ml[j][row];
-        const float4 o = *reinterpret_cast<const float4*>(At(j, row, 4 * at));
-        const float w = ExpDiff(ml.x, m);
-        l += w * ml.y;
-        sum = make_float4(sum.x + w * o.x, sum.y + w * o.y, sum.z + w * o.z, sum.w + w * o.w);
-      }
-      const float inverse = 1.0f / l;
-      StoreMerged(a, item, row, Rank() * fours + at,
-                  make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse));
+    for (int i = threadIdx.x; i < kRows * kFours; i += kThreads) {
+      const int row = i / kFours, at = i % kFours;
+      StoreMerged(a, item, row, Rank() * kFours + at, Merged(row, 4 * at, parts));
     }
   }
 };

@@ -27,7 +27,7 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
   SpreadQueries(shared.stages[empty], pieces, q);
   __syncthreads();
   producer.Issue<true, true>(a, shared, empty);
-  RowState state;
+  RowState state = StartRows(a, s.item);
   Sums o = {};
   AddTiles(a, s.item, s.tile, s.tile + s.tiles, false, q, shared, ring, producer, state, o);
   WriteSegment(a, s, state, shared, o);

@@ -114,6 +114,17 @@ __device__ __forceinline__ void AddValues(const char* stage, const char* weights
   }
 }
 
+__device__ __forceinline__ RowState StartRows(const DecodeArgs& a, const DecodeItem& item) {
+  RowState state;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    state.m[r] = -INFINITY;
+    state.l[r] = 0;
+    state.limit[r] = KeysOfPair(a, item, item.first + threadIdx.x % 32 / 4 + 8 * r);
+  }
+  return state;
+}
+
 // Adds tiles tile .. end of the item, the stage of the last one stays empty. `cleared`: the rows
 // behind the last key have been already.
 template <bool kManyItems>
@@ -122,12 +133,6 @@ __device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeItem& 
                                          Shared& shared, Ring& ring,
                                          Producer<kManyItems>& producer, RowState& state,
                                          Sums& o) {
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    state.m[r] = -INFINITY;
-    state.l[r] = 0;
-    state.limit[r] = KeysOfPair(a, item, item.first + threadIdx.x % 32 / 4 + 8 * r);
-  }
   for (; tile < end; ++tile, ring.Advance()) {
     char* stage = shared.stages[ring.stage];
     BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
