@@ -16,9 +16,15 @@ using Sums = float[8][4];
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-// Two warps.
+// Two warps. A barrier whose number the compiler does not know would take all 16 of a CTA.
 __device__ __forceinline__ void SyncPair(int pair) {
-  asm volatile("bar.sync %0, 64;" ::"r"(pair + 1) : "memory");
+  static_assert(kWarps == 8);
+  switch (pair) {
+    case 0: asm volatile("bar.sync 1, 64;" ::: "memory"); break;
+    case 1: asm volatile("bar.sync 2, 64;" ::: "memory"); break;
+    case 2: asm volatile("bar.sync 3, 64;" ::: "memory"); break;
+    default: asm volatile("bar.sync 4, 64;" ::: "memory"); break;
+  }
 }
 
 // Rows of the tile that hold no key of the item would bring NaNs into the products.
