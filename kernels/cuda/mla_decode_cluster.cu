@@ -9,7 +9,7 @@
 
 // Absorbed attention of 16 (query, head) pairs at a time where items are few and not long: each is
 // the work of a cluster of up to 16 CTAs. They take equal parts of its keys and merge what they have
-// made in each other's shared memory. Without a second kernel one sequence takes a third less time.
+// made in each other's shared memory, so that no second kernel is needed.
 
 namespace hadal::cuda {
 namespace {
