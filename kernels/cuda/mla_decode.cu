@@ -129,7 +129,8 @@ MlaPath Choose(const MlaDecodeParams& p, const CudaContext& context) {
   if (!Allowed(MlaPath::kMma, p, context)) return MlaPath::kGeneral;
   const bool many = p.rows.max_row_tokens * p.heads > 16 && Allowed(MlaPath::kWgmma, p, context);
   const int cluster = DecodeCluster(p);
-  if (ClustersPay(p, cluster, context) && (!many || cluster >= kFewPieces)) return MlaPath::kCluster;
+  if (ClustersPay(p, cluster, context) && (!many || cluster >= kFewPieces))
+    return MlaPath::kCluster;
   return many ? MlaPath::kWgmma : MlaPath::kMma;
 }
 

@@ -8,8 +8,8 @@
 #include "kernels/cuda/mla_decode_cluster.cuh"
 
 // Absorbed attention of 16 (query, head) pairs at a time where items are few and not long: each is
-// the work of a cluster of up to 16 CTAs. They take equal parts of its keys and merge what they have
-// made in each other's shared memory, so that no second kernel is needed.
+// the work of a cluster of up to 16 CTAs. They take equal parts of its keys and merge what they
+// have made in each other's shared memory, so that no second kernel is needed.
 
 namespace hadal::cuda {
 namespace {
@@ -78,7 +78,8 @@ __device__ __forceinline__ void Complete(const DecodeArgs& a, const Part& part, 
 
 // What was computed before stays there.
 __device__ __forceinline__ void Hold(QueryRow& query, RowState& state) {
-  asm volatile("" : "+l"(query.latent), "+l"(query.rope), "+r"(state.limit[0]), "+r"(state.limit[1]));
+  asm volatile(""
+               : "+l"(query.latent), "+l"(query.rope), "+r"(state.limit[0]), "+r"(state.limit[1]));
 }
 
 #endif
@@ -148,8 +149,8 @@ int ClustersAtOnce(int log2) {
     std::array<int, kKernels.size()> result{};
     for (size_t i = 0; i < kKernels.size(); ++i) {
       const int ctas = 1 << i;
-      HADAL_CUDA(cudaFuncSetAttribute(
-          kKernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize, MostShared(ctas)));
+      HADAL_CUDA(cudaFuncSetAttribute(kKernels[i], cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      MostShared(ctas)));
       HADAL_CUDA(
           cudaFuncSetAttribute(kKernels[i], cudaFuncAttributeNonPortableClusterSizeAllowed, 1));
       cudaLaunchAttribute attribute{.id = cudaLaunchAttributeClusterDimension};
@@ -176,8 +177,7 @@ int DecodeCluster(const MlaDecodeParams& p) {
   const int64_t items = int64_t{p.rows.num_rows} * args.pieces;
   const int64_t tiles = MostTiles(args) / p.rows.num_rows;
   int log2 = 0;
-  while ((1 << log2) < std::min<int64_t>(tiles, kMaxCluster) &&
-         items <= ClustersAtOnce(log2 + 1)) {
+  while ((1 << log2) < std::min<int64_t>(tiles, kMaxCluster) && items <= ClustersAtOnce(log2 + 1)) {
     ++log2;
   }
   return 1 << log2;
@@ -188,7 +188,8 @@ bool ClustersPay(const MlaDecodeParams& p, int cluster, const CudaContext& conte
   args.p = p;
   SetPieces(args, kRows);
   const int64_t all = MostTiles(args) * args.pieces;
-  const int64_t items = int64_t{p.rows.num_rows} * args.pieces, each = CeilDiv(all / items, cluster);
+  const int64_t items = int64_t{p.rows.num_rows} * args.pieces;
+  const int64_t each = CeilDiv(all / items, cluster);
   return items <= context.sm_count && each <= kMostTiles &&
          each <= CeilDiv(all, context.sm_count) + kMergeTiles;
 }
@@ -200,10 +201,11 @@ void ClusterDecode(const MlaDecodeParams& p, CudaContext& context) {
   SetPieces(args, kRows);
   const int ctas = DecodeCluster(p);
   const Stages stages = StagesOf(ctas, CeilDiv(MostTiles(args) / p.rows.num_rows, ctas));
-  const Kernel kernel = kKernels[static_cast<size_t>(std::countr_zero(static_cast<unsigned>(ctas)))];
+  const Kernel kernel =
+      kKernels[static_cast<size_t>(std::countr_zero(static_cast<unsigned>(ctas)))];
   const dim3 grid(static_cast<unsigned>(p.rows.num_rows * args.pieces * ctas));
-  LaunchClusters(kernel, grid, ctas, dim3(kThreads),
-                 static_cast<size_t>(SharedBytes(ctas, stages)), context, args, stages);
+  LaunchClusters(kernel, grid, ctas, dim3(kThreads), static_cast<size_t>(SharedBytes(ctas, stages)),
+                 context, args, stages);
   HADAL_CUDA_LAUNCHED();
 }
 

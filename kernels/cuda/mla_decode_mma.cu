@@ -3,8 +3,8 @@
 #include "kernels/cuda/mla_decode_tiles.cuh"
 
 // Absorbed attention of 16 (query, head) pairs at a time, latent 512 + rotary 64, bf16: bound by
-// the reading of the cache. A CTA keeps up to three tiles of 64 keys in flight; a tile serves as keys and
-// as values. The keys of all rows are cut into equal runs.
+// the reading of the cache. A CTA keeps up to three tiles of 64 keys in flight; a tile serves as
+// keys and as values. The keys of all rows are cut into equal runs.
 
 namespace hadal::cuda {
 namespace {

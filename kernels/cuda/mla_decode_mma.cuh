@@ -8,7 +8,7 @@ namespace hadal::cuda::decode16 {
 
 inline constexpr int kRows = 16;
 inline constexpr int kDim = kDecodeDim;
-inline constexpr int kHalfBytes = kDim;       // of a row: a warp makes products of half of the columns
+inline constexpr int kHalfBytes = kDim;  // of a row: a warp makes products of half of the columns
 inline constexpr int kSteps = kDim / 2 / 16;  // in each of which
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;

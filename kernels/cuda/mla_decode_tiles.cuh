@@ -3,9 +3,9 @@
 #include "kernels/cuda/mla_decode_mma.cuh"
 #include "kernels/cuda/mla_flash.cuh"
 
-// What a CTA does with tiles of 64 keys and 16 (query, head) pairs. Each of 8 warps makes the weights
-// of 8 keys, with half of the queries' columns in registers, then 64 of the 512 columns of the
-// output; weights change hands in shared memory.
+// What a CTA does with tiles of 64 keys and 16 (query, head) pairs. Each of 8 warps makes the
+// weights of 8 keys, with half of the queries' columns in registers, then 64 of the 512 columns of
+// the output; weights change hands in shared memory.
 
 namespace hadal::cuda::decode16 {
 
@@ -20,10 +20,18 @@ using Sums = float[8][4];
 __device__ __forceinline__ void SyncPair(int pair) {
   static_assert(kWarps == 8);
   switch (pair) {
-    case 0: asm volatile("bar.sync 1, 64;" ::: "memory"); break;
-    case 1: asm volatile("bar.sync 2, 64;" ::: "memory"); break;
-    case 2: asm volatile("bar.sync 3, 64;" ::: "memory"); break;
-    default: asm volatile("bar.sync 4, 64;" ::: "memory"); break;
+    case 0:
+      asm volatile("bar.sync 1, 64;" ::: "memory");
+      break;
+    case 1:
+      asm volatile("bar.sync 2, 64;" ::: "memory");
+      break;
+    case 2:
+      asm volatile("bar.sync 3, 64;" ::: "memory");
+      break;
+    default:
+      asm volatile("bar.sync 4, 64;" ::: "memory");
+      break;
   }
 }
 
@@ -41,8 +49,7 @@ __device__ __forceinline__ void Scores(const char* stage, const uint32_t (&q)[kS
                                        Shared& shared, float (&s)[4]) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = warp % 2;
   const int key = warp / 2 * 16 + lane / 16 * 8 + lane % 8;
-  const uint32_t from =
-      SharedAddress(stage + key * kPitch + half * kHalfBytes + lane / 8 % 2 * 16);
+  const uint32_t from = SharedAddress(stage + key * kPitch + half * kHalfBytes + lane / 8 % 2 * 16);
   float part[2][2][4] = {};  // of 8 keys, every other step
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) {
@@ -101,8 +108,7 @@ __device__ __forceinline__ void Softmax(const DecodeArgs& a, int first_key, floa
 }
 
 // o += weights times the warp's 64 columns of the tile.
-__device__ __forceinline__ void AddValues(const char* stage, const char* weights,
-                                          Sums& o) {
+__device__ __forceinline__ void AddValues(const char* stage, const char* weights, Sums& o) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t a_from = SharedAddress(weights + lane % 16 * kWeightPitch + lane / 16 * 16);
   const uint32_t b_from = SharedAddress(stage + lane % 16 * kPitch + warp * 128 + lane / 16 * 16);
@@ -136,9 +142,8 @@ __device__ __forceinline__ RowState StartRows(const DecodeArgs& a, const DecodeI
 template <bool kManyItems>
 __device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeItem& item, int tile,
                                          int end, bool cleared, const uint32_t (&q)[kSteps][4],
-                                         Shared& shared, Ring& ring,
-                                         Producer<kManyItems>& producer, RowState& state,
-                                         Sums& o) {
+                                         Shared& shared, Ring& ring, Producer<kManyItems>& producer,
+                                         RowState& state, Sums& o) {
   for (; tile < end; ++tile, ring.Advance()) {
     char* stage = shared.stages[ring.stage];
     BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);

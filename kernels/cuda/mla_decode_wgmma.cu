@@ -16,8 +16,8 @@ constexpr int kWholeTiles = 8;
 
 #if HADAL_SM90A
 
-__device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeSegment& s, Shared& shared,
-                                         Phases& phases, Work& w) {
+__device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeSegment& s,
+                                         Shared& shared, Phases& phases, Work& w) {
   const int group = threadIdx.x / 128, end = s.tile + s.tiles;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {

@@ -102,9 +102,10 @@ __device__ inline void Produce(const DecodeArgs& a, const CUtensorMap& cache, co
   }
 }
 
-// Fetches the item's queries, all at once, in the layout that the copy engine would have given them.
-// Eight threads take the boxes' 128 bytes of a row.
-__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item, Shared& shared) {
+// Fetches the item's queries, all at once, in the layout that the copy engine would have given
+// them. Eight threads take the boxes' 128 bytes of a row.
+__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item,
+                                             Shared& shared) {
   const int piece = threadIdx.x % 8;
 #pragma unroll
   for (int row = threadIdx.x / 8; row < kRows; row += kConsumers / 8) {

@@ -22,7 +22,8 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t MmaDecodeScratchBytes();
 void ClusterDecode(const MlaDecodeParams& p, CudaContext& context);
-// CTAs that would share an item's keys, and whether that is faster than equal runs of all rows' keys.
+// CTAs that would share an item's keys, and whether that is faster than equal runs of all rows'
+// keys.
 int DecodeCluster(const MlaDecodeParams& p);
 bool ClustersPay(const MlaDecodeParams& p, int cluster, const CudaContext& context);
 void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context);

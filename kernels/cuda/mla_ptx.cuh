@@ -108,7 +108,8 @@ __device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, ui
 __device__ __forceinline__ void ArriveCluster() {
   asm volatile(
       "fence.mbarrier_init.release.cluster;\n"
-      "barrier.cluster.arrive.relaxed;" ::: "memory");
+      "barrier.cluster.arrive.relaxed;" ::
+          : "memory");
 }
 __device__ __forceinline__ void AwaitCluster() {
   asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
@@ -129,7 +130,8 @@ __device__ __forceinline__ void Send(uint32_t to, float4 x, uint32_t barrier) {
 }
 __device__ __forceinline__ void Send(uint32_t to, float2 x, uint32_t barrier) {
   asm volatile(
-      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(to),
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
       "f"(x.x), "f"(x.y), "r"(barrier)
       : "memory");
 }

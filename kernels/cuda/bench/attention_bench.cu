@@ -85,10 +85,13 @@ void Decode(Bench& b, const std::vector<MlaPath>& paths, const DecodeShape& shap
   std::printf("decode %3d heads, %3d x %5d, %d queries, bound %5ld:", heads, batch, length, queries,
               static_cast<long>(p.rows.max_context));
   for (const MlaPath path : paths) {
-    const double us = bench::MedianMicros(std::max(sets, 20), [&](int i) {
-      p.rows.rows = device_rows + i % variants * batch;
-      MlaDecodeWith(path, p, b.context);
-    }, b.context);
+    const double us = bench::MedianMicros(
+        std::max(sets, 20),
+        [&](int i) {
+          p.rows.rows = device_rows + i % variants * batch;
+          MlaDecodeWith(path, p, b.context);
+        },
+        b.context);
     std::printf(" %s %.1f us", PathName(path), us);
     if (path != paths[0]) continue;
     std::printf(" (%.0f GB/s %.0f %%, %.0f TFLOP/s %.0f %%)", bytes / us * 1e-3,
@@ -98,7 +101,8 @@ void Decode(Bench& b, const std::vector<MlaPath>& paths, const DecodeShape& shap
   std::printf("\n");
 }
 
-// Few rows of all lengths by all paths; what a step of the lite model has after 512 tokens; many rows.
+// Few rows of all lengths by all paths; what a step of the lite model has after 512 tokens; many
+// rows.
 void Decodes(Bench& b) {
   constexpr MlaPath kAuto = MlaPath::kAuto, kMma = MlaPath::kMma, kCluster = MlaPath::kCluster,
                     kWgmma = MlaPath::kWgmma;

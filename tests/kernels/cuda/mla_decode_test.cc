@@ -229,15 +229,23 @@ TEST_CASE("MlaDecode, clusters: 512 + 64, an item's keys in 1 to 16 parts") {
       {"c nobody's rows only", kPath, kB, kB, 16, 512, 64, {{9, 0}, {70, 0}}, 512, 1},
       {"the path of choice, 128 heads", MlaPath::kAuto, kB, kB, 128, 512, 64, {{511, 1}}, 0, 0},
       {"the path of choice, 3 x 128 heads",
-       MlaPath::kAuto, kB, kB, 128, 512, 64, {{511, 1}, {9, 0}, {300, 1}}, 0, 0},
+       MlaPath::kAuto,
+       kB,
+       kB,
+       128,
+       512,
+       64,
+       {{511, 1}, {9, 0}, {300, 1}},
+       0,
+       0},
   };
   for (const int heads : {1, 2, 5, 8, 32, 100, 128}) {
     cases.push_back({"c mixed rows, heads", kPath, kB, kB, heads, 512, 64, mixed, 0, 0});
   }
   for (const int rows : {2, 7, 13, 20, 50, 100, 140}) {
     const int context = 500 + static_cast<int>(rng() % 700);
-    cases.push_back({"c many rows", kPath, kB, kB, 16, 512, 64, RandomRows(rows, context, 1, rng),
-                     context, 0});
+    cases.push_back(
+        {"c many rows", kPath, kB, kB, 16, 512, 64, RandomRows(rows, context, 1, rng), context, 0});
     cases.push_back({"c many rows of several queries", kPath, kB, kB, 8, 512, 64,
                      RandomRows(rows, 300, 2, rng), 300, 0});
   }
