@@ -11,6 +11,7 @@
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/route.h"
 
 namespace hadal {
 namespace {
@@ -101,6 +102,10 @@ class CudaBackend final : public Backend {
   void Sample(const SampleParams& p) override { cuda::Sample(p, context_); }
   void StoreTokens(const StoreTokensParams& p) override { cuda::StoreTokens(p, context_); }
   void TokenLogprobs(const TokenLogprobParams& p) override { cuda::TokenLogprobs(p, context_); }
+
+  void NormRoute(const RmsNormParams& norm, const RouteParams& p) override {
+    cuda::NormRoute(norm, p, context_);
+  }
 
   void Synchronize() override { HADAL_CUDA(cudaStreamSynchronize(stream_.stream)); }
 
