@@ -17,7 +17,7 @@ namespace {
 using namespace decode16;
 
 constexpr int kMostTiles = 8;   // of a CTA, where items may differ in length
-constexpr int kMergeTiles = 4;  // that take as long as the second kernel of the other schedule
+constexpr int kMergeTiles = 2;  // that take as long as the second kernel of the other schedule
 
 // Stages for tiles; of these that are filled before the queries come, which take the place behind
 // them. What other CTAs send comes behind the queries. One CTA alone keeps three tiles in flight,
