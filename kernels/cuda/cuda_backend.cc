@@ -91,9 +91,6 @@ class CudaBackend final : public Backend {
   void MatMul(const MatMulParams& p) override { cuda::MatMul(p, context_); }
   void HeadMatMul(const HeadMatMulParams& p) override { cuda::HeadMatMul(p, context_); }
   void MlaInput(const MlaInputParams& p) override { cuda::MlaInput(p, context_); }
-  void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) override {
-    cuda::NormMatMul(norm, p, context_);
-  }
   void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) override {
     cuda::MlaInputAndAbsorb(input, p, context_);
   }

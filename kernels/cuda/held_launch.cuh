@@ -43,7 +43,6 @@ inline HeldArgs HeldArgsOf(const Product& p, const HeldPlan& plan, const CudaCon
           .x = static_cast<const __nv_bfloat16*>(p.x),
           .x_stride = p.x_stride,
           .x_matrix_stride = p.x_matrix_stride,
-          .norm = {},
           .y = p.y,
           .y_stride = p.y_stride,
           .y_matrix_stride = p.y_matrix_stride,
@@ -66,7 +65,7 @@ void LaunchHeld(void (*kernel)(K...), int blocks, int m, CudaContext& context, A
         kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
     if (status != cudaSuccess) return status;
     return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                Tile::kWarps * Tile::WarpBytes(Tile::kTokens));
+                                Tile::kWarps * Tile::WarpBytes(kHeldTokens));
   }();
   HADAL_CUDA(prepared);
   Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads),

@@ -60,12 +60,6 @@ void HeadMatMul(const HeadMatMulParams& p, CudaContext& context) {
   RunProduct(ProductOf(p), context);
 }
 
-void NormMatMul(const RmsNormParams& norm, const MatMulParams& p, CudaContext& context) {
-  if (NormMatMulHeld(norm, ProductOf(p), context)) return;
-  RmsNorm(norm, context);
-  MatMul(p, context);
-}
-
 void Mlp(const MlpParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   DeviceScratch::Scope scope(context.scratch);

@@ -66,10 +66,6 @@ inline constexpr HeldPlan kHeldPlans[] = {{1}, {2}, {4}, {4, 16}, {4, 8, true}, 
 HeldPlan ChooseHeldPlan(const Product& p, const CudaContext& context);
 bool MatMulHeld(const Product& p, const HeldPlan& plan, CudaContext& context);
 
-// RmsNorm() and the product of what it makes, norm.out, which is not written: p has no x. As above;
-// exists for 2 rows and residuals apart from what they are made of.
-bool NormMatMulHeld(const RmsNormParams& norm, const Product& p, CudaContext& context);
-
 // Chooses among them. What MatMul() and HeadMatMul() do.
 void RunProduct(const Product& p, CudaContext& context);
 

@@ -12,12 +12,7 @@ template <typename W>
 void LaunchOf(const HeldArgs& a, const HeldPlan& plan, int blocks, CudaContext& context) {
   if (plan.units == 1) return LaunchTile<HeldTile<W, HeldPlan{1}>>(a, blocks, context);
   if (plan.units == 2) return LaunchTile<HeldTile<W, HeldPlan{2}>>(a, blocks, context);
-  const bool norm = a.norm.from != nullptr;
-  if (plan.warps == 8) {
-    if (norm) return LaunchTile<HeldTile<W, HeldPlan{4}, true>>(a, blocks, context);
-    return LaunchTile<HeldTile<W, HeldPlan{4}>>(a, blocks, context);
-  }
-  if (norm) return LaunchTile<HeldTile<W, HeldPlan{4, 16}, true>>(a, blocks, context);
+  if (plan.warps == 8) return LaunchTile<HeldTile<W, HeldPlan{4}>>(a, blocks, context);
   LaunchTile<HeldTile<W, HeldPlan{4, 16}>>(a, blocks, context);
 }
 
@@ -26,9 +21,6 @@ void LaunchProduct(const HeldArgs& a, const Product& p, const HeldPlan& plan,
   const int blocks = a.tiles * p.matrices;
   if (p.w->dtype == DType::kBF16) return LaunchOf<__nv_bfloat16>(a, plan, blocks, context);
   if (!plan.codes) return LaunchOf<uint8_t>(a, plan, blocks, context);
-  if (a.norm.from != nullptr) {
-    return LaunchTile<HeldTile<uint8_t, HeldPlan{4, 8, true}, true>>(a, blocks, context);
-  }
   if (plan.units == 4)
     return LaunchTile<HeldTile<uint8_t, HeldPlan{4, 8, true}>>(a, blocks, context);
   LaunchTile<HeldTile<uint8_t, HeldPlan{8, 16, true}>>(a, blocks, context);
@@ -62,36 +54,6 @@ bool MatMulHeld(const Product& p, const HeldPlan& plan, CudaContext& context) {
 bool MatMulHeld(const Product& p, CudaContext& context) {
   const HeldPlan plan = ChooseHeldPlan(p, context);
   return plan.units > 0 && MatMulHeld(p, plan, context);
-}
-
-bool NormMatMulHeld(const RmsNormParams& norm, const Product& p, CudaContext& context) {
-  // Beside a block of the experts' second product only one that holds codes finds room on an SM.
-  const HeldPlan plan{.units = 4, .codes = p.w->dtype == DType::kF8E4M3};
-  const void* from = norm.from == nullptr ? norm.residual : norm.from;
-  const bool changes = norm.delta != nullptr || from != norm.residual;
-  // In place the first block to store would change what others read.
-  if (!norm.float_residual || (changes && norm.from == nullptr) || norm.tokens != p.m ||
-      p.m > kHeldNormTokens || p.matrices != 1 || norm.dim != p.w->k) {
-    return false;
-  }
-  const auto fits = [&](const void* at, int64_t stride, int size) {
-    return VectorRows(at, stride, size);
-  };
-  if (!fits(from, norm.x_stride, 4) || !fits(norm.residual, norm.x_stride, 4) ||
-      !fits(norm.delta, norm.dim, 2) || !fits(norm.weight, norm.dim, 4) || p.w->k_lead != 0 ||
-      !Exists(p, plan, context) || !AllRunAtOnce(p, plan, context)) {
-    return false;
-  }
-  if (p.m == 0) return true;
-  HeldArgs a = HeldArgsOf(p, plan, context);
-  a.norm = {.from = static_cast<const float*>(from),
-            .delta = static_cast<const __nv_bfloat16*>(norm.delta),
-            .weight = norm.weight,
-            .residual = changes ? static_cast<float*>(norm.residual) : nullptr,
-            .stride = norm.x_stride,
-            .eps = norm.eps};
-  LaunchProduct(a, p, plan, context);
-  return true;
 }
 
 }  // namespace hadal::cuda

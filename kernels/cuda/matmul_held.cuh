@@ -2,7 +2,7 @@
 
 #include <cstring>
 
-#include "kernels/cuda/matmul_held_norm.cuh"
+#include "kernels/cuda/matmul_held_load.cuh"
 
 // A product of at most 8 tokens whose weights fit into the registers of the card: each lane loads
 // its part of them, as operands of products of 16 x 8 x 16, before the kernel waits for the one in
@@ -53,7 +53,6 @@ template <int kWarps>
 struct HeldSums {
   static constexpr int kPitch = 20;
   float at[kWarps][kHeldTokens * kPitch];
-  float squares[kWarps][kHeldNormTokens];
   uint32_t ready[32 * kWarps];
 
   __device__ __forceinline__ void Put(const float (&sums)[4]) {
@@ -75,13 +74,11 @@ __device__ __forceinline__ void AddAndStore(const HeldArgs& a, const HeldWarp<Ti
     const int token = i >> log_rows, row = i & ((1 << log_rows) - 1);
     const int first = row / 16 << a.log_splits;
     if (row0 + row >= a.n) continue;
-    float sum = 0, square = 0;
+    float sum = 0;
 #pragma unroll
     for (int s = 0; s < Tile::kWarps; ++s) {
       if (s < splits) sum += shared.at[first + s][token * kPitch + row % 16];
-      if (Tile::kNorm && s < splits) square += shared.squares[first + s][token];
     }
-    if (Tile::kNorm) sum *= rsqrtf(square / static_cast<float>(a.k) + a.norm.eps);
     const int64_t at = warp.matrix * a.y_matrix_stride + token * a.y_stride + row0 + row;
     if (a.float_out) {
       static_cast<float*>(a.y)[at] = sum;
@@ -98,10 +95,8 @@ __device__ __forceinline__ void HeldProduct(const HeldArgs& a, int block, char* 
   const HeldWarp<Tile> warp(a, block);
   const uint32_t x = static_cast<uint32_t>(__cvta_generic_to_shared(memory)) +
                      threadIdx.x / 32 * Tile::WarpBytes(a.m);
-  const HeldNormLane<Tile> norm(a, warp, x);
   HeldWeights<Tile> w;
   w.Load(a, warp);
-  if (Tile::kNorm) norm.FetchWeights();
   if (Tile::kCodes && a.ahead > 0 && block + a.ahead < a.tiles)
     FetchAhead<Tile>(a, block + a.ahead);
   if constexpr (Tile::kWidened) {
@@ -110,36 +105,13 @@ __device__ __forceinline__ void HeldProduct(const HeldArgs& a, int block, char* 
   }
   cudaGridDependencySynchronize();
   if (a.late) cudaTriggerProgrammaticLaunchCompletion();
-  if constexpr (Tile::kNorm) {
-    norm.Fetch(a.m);
-  } else {
-    FetchTokens(a, warp, x);
-  }
+  FetchTokens(a, warp, x);
   CommitCopies();
   AwaitCopies<0>();
-  float squares[kHeldNormTokens] = {};
-  if constexpr (Tile::kNorm) {
-#pragma unroll
-    for (int i = 0; i < kHeldNormTokens; ++i) {
-      if (i >= a.m) break;
-      const bool stores =
-          a.norm.residual != nullptr && block == min(i, a.tiles - 1) && warp.slab == 0;
-      squares[i] = norm.Add(i, x + i * Tile::kPitch, stores);
-    }
-  }
   __syncwarp();
   float sums[4] = {};
   HeldMultiply<Tile>(w, x, a.m, sums);
   shared.Put(sums);
-  if constexpr (Tile::kNorm) {
-#pragma unroll
-    for (int i = 0; i < kHeldNormTokens; ++i) {
-      for (int step = 16; step > 0; step /= 2) {
-        squares[i] += __shfl_xor_sync(~0u, squares[i], step);
-      }
-      if (threadIdx.x % 32 == 0) shared.squares[threadIdx.x / 32][i] = squares[i];
-    }
-  }
   __syncthreads();
   AddAndStore(a, warp, shared);
 }

@@ -11,18 +11,7 @@
 namespace hadal::cuda {
 
 constexpr int kHeldTokens = 8;
-constexpr int kHeldUnit = 64;       // inputs whose weights a lane loads 16 bytes at a time
-constexpr int kHeldNormTokens = 2;  // of a norm within the kernel of the product behind it
-
-// x = from + delta, and the product is of x * weight / sqrt(mean(x^2) + eps).
-struct HeldNorm {
-  const float* from;           // [m, k], stride `stride`
-  const __nv_bfloat16* delta;  // [m, k] or null
-  const float* weight;         // [k]
-  float* residual;             // becomes x; null: x is there
-  int64_t stride;
-  float eps;
-};
+constexpr int kHeldUnit = 64;  // inputs whose weights a lane loads 16 bytes at a time
 
 struct HeldArgs {
   const void* w;
@@ -31,7 +20,6 @@ struct HeldArgs {
   int n, k, k_lead, scale_rows;
   const __nv_bfloat16* x;
   int64_t x_stride, x_matrix_stride;
-  HeldNorm norm;  // with one there is no x
   void* y;
   int64_t y_stride, y_matrix_stride;
   bool float_out;
@@ -44,27 +32,21 @@ struct HeldArgs {
 
 // A warp holds 16 rows of kUnits * 64 inputs, 16 registers a unit. FP8 becomes bf16 before the
 // wait, or stays codes, of half the size, until it is multiplied by.
-template <typename W, HeldPlan kPlan, bool kNorm_ = false>
+template <typename W, HeldPlan kPlan>
 struct HeldTile {
   using Weight = W;
   static constexpr bool kF8 = sizeof(W) == 1;
   static constexpr bool kCodes = kPlan.codes, kWidened = kF8 && !kCodes;
-  static constexpr bool kNorm = kNorm_;
   static constexpr int kUnits = kPlan.units, kWarps = kPlan.warps, kThreads = 32 * kWarps;
   static constexpr int kRegisters = HeldRegisters(kPlan);
   static constexpr int kSlice = kUnits * kHeldUnit;
-  static constexpr int kTokens = kNorm ? kHeldNormTokens : kHeldTokens;  // at most
-  static constexpr int kLoads = kF8 ? 1 : 2;                             // of a row and unit
-  static constexpr int kScales = (kUnits + 1) / 2;                       // blocks of 128 inputs
-  static constexpr int kChunks = kSlice / 8;                             // 16 bytes of a token each
+  static constexpr int kLoads = kF8 ? 1 : 2;        // of a row and unit
+  static constexpr int kScales = (kUnits + 1) / 2;  // blocks of 128 inputs
+  static constexpr int kChunks = kSlice / 8;        // 16 bytes of a token each
   // Rows of tokens in shared memory: the lanes of a load meet in no bank.
   static constexpr int kPitch = kSlice * 2 + (kF8 ? 16 : 64);
-  // A token of the norm as it comes: 8 floats and 8 bf16 a lane; and the norm's weights.
-  static constexpr int kAddends = kNorm ? 3 * 512 : 0;
-  static constexpr int kNormWeights = kNorm ? 2 * 512 : 0;
-  static_assert(!kNorm || kChunks == 32);
   // Shared memory of a warp.
-  static constexpr int WarpBytes(int m) { return m * (kPitch + kAddends) + kNormWeights; }
+  static constexpr int WarpBytes(int m) { return m * kPitch; }
 };
 
 // Loads that stay in front of a wait: those of the read-only path the compiler moves behind it. 16

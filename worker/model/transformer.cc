@@ -119,14 +119,10 @@ RmsNormParams Transformer::AddAndNorm(const DeviceBuffer& weight) {
 }
 
 void Transformer::Attention(size_t layer) {
-  const LayerWeights& weights = weights_.layers[layer];
-  const AttentionWeights& w = weights.attention;
+  const AttentionWeights& w = weights_.layers[layer].attention;
   void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
-  const Queries q = Project(w, AddAndNorm(*weights.attn_norm));
-  if (weights.is_moe && weights.moe.shared.w13 != nullptr) {
-    backend_->Prefetch(*weights.moe.shared.w13);
-    backend_->Prefetch(*weights.moe.shared.w2);
-  }
+  backend_->RmsNorm(AddAndNorm(*weights_.layers[layer].attn_norm));
+  const Queries q = Project(w);
   const MlaInputParams input = CacheInput(w, q, cache);
   if (inputs_.decode_tokens() > 0) {
     AttendDecode(w, q, input);
@@ -143,9 +139,9 @@ void Transformer::Attention(size_t layer) {
 }
 
 // normed -> attn_in, whose rows are [q or q_a] ; c ; k_pe, and the queries.
-Transformer::Queries Transformer::Project(const AttentionWeights& w, const RmsNormParams& norm) {
-  backend_->NormMatMul(norm, {.x = norm.out, .x_stride = config_.dim, .w = w.in.get(),
-                              .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
+Transformer::Queries Transformer::Project(const AttentionWeights& w) {
+  backend_->MatMul({.x = space_.normed->data, .x_stride = config_.dim, .w = w.in.get(),
+                    .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
   if (config_.q_lora_rank == 0) return {space_.attn_in->data, w.in->n};
   const int64_t q_width = heads_ * config_.qk_head_dim();
   backend_->RmsNorm({.residual = space_.attn_in->data,
