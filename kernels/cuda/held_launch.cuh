@@ -47,7 +47,6 @@ inline HeldArgs HeldArgsOf(const Product& p, const HeldPlan& plan, const CudaCon
           .y_stride = p.y_stride,
           .y_matrix_stride = p.y_matrix_stride,
           .float_out = p.float_out,
-          .late = p.matrices == 1,
           .m = p.m,
           .log_splits = std::countr_zero(static_cast<unsigned>(HeldSplits(w, plan))),
           .tiles = HeldTiles(w, plan),

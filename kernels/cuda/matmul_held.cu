@@ -40,6 +40,8 @@ bool AllRunAtOnce(const Product& p, const HeldPlan& plan, const CudaContext& con
 
 HeldPlan ChooseHeldPlan(const Product& p, const CudaContext& context) {
   for (const HeldPlan& plan : kHeldPlans) {
+    // Half as many blocks leave room for the kernel behind, decode attention, to start beside them.
+    if (plan.units == 1 && p.matrices > 1 && p.w->k > kHeldUnit) continue;
     if (Exists(p, plan, context) && AllRunAtOnce(p, plan, context)) return plan;
   }
   return {};

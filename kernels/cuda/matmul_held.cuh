@@ -104,7 +104,6 @@ __device__ __forceinline__ void HeldProduct(const HeldArgs& a, int block, char* 
     static_cast<volatile uint32_t*>(shared.ready)[threadIdx.x] = w.WidenAll();
   }
   cudaGridDependencySynchronize();
-  if (a.late) cudaTriggerProgrammaticLaunchCompletion();
   FetchTokens(a, warp, x);
   CommitCopies();
   AwaitCopies<0>();
@@ -119,7 +118,7 @@ __device__ __forceinline__ void HeldProduct(const HeldArgs& a, int block, char* 
 template <typename Tile>
 __global__ void __maxnreg__(Tile::kRegisters) HeldKernel(const __grid_constant__ HeldArgs a) {
   extern __shared__ __align__(16) char memory[];
-  if (!a.late) cudaTriggerProgrammaticLaunchCompletion();
+  cudaTriggerProgrammaticLaunchCompletion();
   HeldProduct<Tile>(a, static_cast<int>(blockIdx.x), memory);
 }
 

@@ -23,7 +23,6 @@ struct HeldArgs {
   void* y;
   int64_t y_stride, y_matrix_stride;
   bool float_out;
-  bool late;  // the next kernel starts when this one's wait is over, not before
   int m;
   int log_splits;  // of the warps that divide the inputs: a power of two
   int tiles;       // blocks of a matrix

@@ -14,7 +14,7 @@ __global__ void __maxnreg__(Tile::kRegisters)
                  int products, int parts) {
   static_assert(kInputWarps == Tile::kWarps);
   extern __shared__ __align__(16) char memory[];
-  if (!a.late) cudaTriggerProgrammaticLaunchCompletion();
+  cudaTriggerProgrammaticLaunchCompletion();
   const int block = static_cast<int>(blockIdx.x);
   if (block < products) return HeldProduct<Tile>(a, block, memory);
   InputBlock(input, block - products, parts);
