@@ -44,14 +44,13 @@ float* SharedGeneral(const MoeParams& p, CudaContext& context) {
 void RunGeneral(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   const int rows = p.tokens * p.top_k;
-  const MoeRows sorted = SortRows({p.ids, p.local_index, rows, p.experts, Cuda(p.w13).count},
+  const MoeRows sorted = SortRows({p.ids, p.local_index, p.tokens, p.top_k, p.experts, Cuda(p.w13).count},
                                   kGeneralTileRows, context);
   char* hidden = context.scratch.Allocate<char>(rows * p.width * DTypeSize(context.act));
   float* out = context.scratch.Allocate<float>(rows * p.dim);
   GroupedArgs a{.x = p.x,
                 .x_stride = p.dim,
                 .source = sorted.source,
-                .source_div = p.top_k,
                 .tiles = sorted.tiles,
                 .num_tiles = sorted.num_tiles,
                 .max_tiles = sorted.max_tiles,

@@ -49,6 +49,11 @@ __device__ __forceinline__ uint4 LoadShared16(uint32_t at) {
                : "r"(at));
   return v;
 }
+__device__ __forceinline__ uint32_t LoadShared4(uint32_t at) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+  return v;
+}
 __device__ __forceinline__ float LoadSharedFloat(uint32_t at) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
