@@ -101,9 +101,6 @@ class Backend {
   // Whether Replay() repeats at all, so that padding a step to a common shape pays.
   virtual bool replays() const = 0;
 
-  // Hint: `w` will soon be read by an op; the device may bring it nearer while others run.
-  virtual void Prefetch(const PackedWeight& w) { static_cast<void>(w); }
-
   virtual void Embed(const EmbedParams& p) = 0;
   virtual void RmsNorm(const RmsNormParams& p) = 0;
   virtual void MatMul(const MatMulParams& p) = 0;
@@ -120,12 +117,7 @@ class Backend {
   virtual void StoreTokens(const StoreTokensParams& p) = 0;
   virtual void TokenLogprobs(const TokenLogprobParams& p) = 0;
 
-  // Pairs of ops whose second reads what the first makes. A backend may run them as one; what passes
-  // between the two need then not be written: `norm.out` in NormMatMul().
-  virtual void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) {
-    RmsNorm(norm);
-    MatMul(p);
-  }
+  // Pairs of ops that a backend may run as one.
   virtual void NormRoute(const RmsNormParams& norm, const RouteParams& p) {
     RmsNorm(norm);
     Route(p);

@@ -11,6 +11,7 @@
 #include "kernels/cuda/graph_cache.h"
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/route.h"
 
 namespace hadal {
 namespace {
@@ -90,6 +91,9 @@ class CudaBackend final : public Backend {
   void MatMul(const MatMulParams& p) override { cuda::MatMul(p, context_); }
   void HeadMatMul(const HeadMatMulParams& p) override { cuda::HeadMatMul(p, context_); }
   void MlaInput(const MlaInputParams& p) override { cuda::MlaInput(p, context_); }
+  void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) override {
+    cuda::MlaInputAndAbsorb(input, p, context_);
+  }
   void MlaDecode(const MlaDecodeParams& p) override { cuda::MlaDecode(p, context_); }
   int64_t ExpandedTileBytes(const OpLimits&) const override { return 0; }
   void MlaPrefill(const MlaPrefillParams& p) override { cuda::MlaPrefill(p, context_); }
@@ -101,6 +105,10 @@ class CudaBackend final : public Backend {
   void Sample(const SampleParams& p) override { cuda::Sample(p, context_); }
   void StoreTokens(const StoreTokensParams& p) override { cuda::StoreTokens(p, context_); }
   void TokenLogprobs(const TokenLogprobParams& p) override { cuda::TokenLogprobs(p, context_); }
+
+  void NormRoute(const RmsNormParams& norm, const RouteParams& p) override {
+    cuda::NormRoute(norm, p, context_);
+  }
 
   void Synchronize() override { HADAL_CUDA(cudaStreamSynchronize(stream_.stream)); }
 

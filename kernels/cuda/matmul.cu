@@ -22,38 +22,42 @@ const CudaPackedWeight& Packed(const PackedWeight* w) {
 
 }  // namespace
 
+Product ProductOf(const MatMulParams& p) {
+  return {.x = p.x,
+          .x_stride = p.x_stride,
+          .w = &Packed(p.w),
+          .y = p.y,
+          .y_stride = p.y_stride,
+          .float_out = p.float_out,
+          .m = p.m};
+}
+
+Product ProductOf(const HeadMatMulParams& p) {
+  return {.x = p.x,
+          .x_stride = p.x_stride,
+          .x_matrix_stride = p.x_head_stride,
+          .w = &Packed(p.w),
+          .y = p.y,
+          .y_stride = p.y_stride,
+          .y_matrix_stride = p.y_head_stride,
+          .m = p.m,
+          .matrices = p.heads};
+}
+
 void RunProduct(const Product& p, CudaContext& context) {
   if (p.m == 0) return;
   const int few = p.w->dtype == DType::kBF16 ? kFewRowsOfBf16
                   : IsLargeF8(*p.w)          ? kFewRowsOfLargeF8
                                              : kFewRows;
   if (p.m > few && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
-  if (MatMulFew(p, context) || MatMulSkinny(p, context)) return;
+  if (MatMulHeld(p, context) || MatMulFew(p, context) || MatMulSkinny(p, context)) return;
   MatMulGeneral(p, context);
 }
 
-void MatMul(const MatMulParams& p, CudaContext& context) {
-  RunProduct({.x = p.x,
-              .x_stride = p.x_stride,
-              .w = &Packed(p.w),
-              .y = p.y,
-              .y_stride = p.y_stride,
-              .float_out = p.float_out,
-              .m = p.m},
-             context);
-}
+void MatMul(const MatMulParams& p, CudaContext& context) { RunProduct(ProductOf(p), context); }
 
 void HeadMatMul(const HeadMatMulParams& p, CudaContext& context) {
-  RunProduct({.x = p.x,
-              .x_stride = p.x_stride,
-              .x_matrix_stride = p.x_head_stride,
-              .w = &Packed(p.w),
-              .y = p.y,
-              .y_stride = p.y_stride,
-              .y_matrix_stride = p.y_head_stride,
-              .m = p.m,
-              .matrices = p.heads},
-             context);
+  RunProduct(ProductOf(p), context);
 }
 
 void Mlp(const MlpParams& p, CudaContext& context) {

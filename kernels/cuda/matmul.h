@@ -2,6 +2,7 @@
 
 #include <cstdint>
 
+#include "kernels/backend.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/packed_weight.h"
 
@@ -24,6 +25,9 @@ struct Product {
   bool silu_mul = false;
 };
 
+Product ProductOf(const MatMulParams& p);
+Product ProductOf(const HeadMatMulParams& p);
+
 // FP8 weights that take longer to widen than what surrounds a product.
 inline bool IsLargeF8(const CudaPackedWeight& w) {
   return w.dtype == DType::kF8E4M3 && w.n * w.k >= int64_t{16} << 20;
@@ -36,6 +40,8 @@ inline bool IsLargeF8(const CudaPackedWeight& w) {
 bool MatMulGeneral(const Product& p, CudaContext& context);   // always exists
 bool MatMulSkinny(const Product& p, CudaContext& context);    // bf16 act; meant for few rows
 bool MatMulFew(const Product& p, CudaContext& context);       // the same, on Hopper
+bool MatMulHeld(const Product& p,
+                CudaContext& context);  // at most 8 rows, all weights in registers
 bool MatMulCublas(const Product& p, CudaContext& context);    // bf16 act and weights
 bool MatMulCublasF8(const Product& p, CudaContext& context);  // rounds x to FP8, 1x128 scales
 
@@ -47,6 +53,18 @@ struct FewPlan {
 };
 FewPlan ChooseFewPlan(const Product& p, const CudaContext& context);
 bool MatMulFew(const Product& p, const FewPlan& plan, CudaContext& context);
+
+// How MatMulHeld() divides a product: a warp takes units * 64 inputs, of FP8 widened before or as
+// codes; a block has 8 or 16 warps. Chosen is the first with which all blocks run at once; of 0
+// units: none.
+struct HeldPlan {
+  int units = 0;
+  int warps = 8;
+  bool codes = false;
+};
+inline constexpr HeldPlan kHeldPlans[] = {{1}, {2}, {4}, {4, 16}, {4, 8, true}, {8, 16, true}};
+HeldPlan ChooseHeldPlan(const Product& p, const CudaContext& context);
+bool MatMulHeld(const Product& p, const HeldPlan& plan, CudaContext& context);
 
 // Chooses among them. What MatMul() and HeadMatMul() do.
 void RunProduct(const Product& p, CudaContext& context);

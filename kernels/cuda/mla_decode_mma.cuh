@@ -1,7 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/mla_ptx.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 
 // Shared memory of the decode kernel of 16 pairs, and how queries and tiles get there.
 
@@ -9,7 +8,8 @@ namespace hadal::cuda::decode16 {
 
 inline constexpr int kRows = 16;
 inline constexpr int kDim = kDecodeDim;
-inline constexpr int kSteps = kDim / 16;
+inline constexpr int kHalfBytes = kDim;  // of a row: a warp makes products of half of the columns
+inline constexpr int kSteps = kDim / 2 / 16;  // in each of which
 inline constexpr int kThreads = 256;
 inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kMaxStages = 3;
@@ -20,6 +20,7 @@ inline constexpr int kWeightPitch = kBlockSize * 2 + 16;
 struct Shared {
   char weights[kRows * kWeightPitch];
   float of_warp[kWarps][kRows];
+  float4 scores[kWarps][32];  // of half of the columns, for another warp
   uint64_t full[kMaxStages];
   int schedule[32];
   DecodeRun run;
@@ -42,6 +43,7 @@ struct Ring {
 
 // Brings the run's tiles into the stages, one after the other: keys of earlier steps (old), of this
 // one, or both. All threads keep the same state, each warp copies its 8 keys.
+template <bool kManyItems>
 struct Producer {
   int item;
   int old;  // keys
@@ -72,7 +74,9 @@ struct Producer {
                          (static_cast<int64_t>(block) * kBlockSize + key) * (kDim * 2);
       BulkCopy(SharedAddress(shared.stages[stage] + key * kPitch), from, kDim * 2, barrier);
     }
-    if (--left > 0 && ++tile == tiles) {
+    --left;
+    ++tile;
+    if (kManyItems && left > 0 && tile == tiles) {
       Enter(NextItem(a, item));
       tile = 0;
     }
@@ -82,29 +86,34 @@ struct Producer {
 
 // The item's queries, 16 bytes at a time: columns piece * 8 .. of row threadIdx.x / 16.
 inline constexpr int kQueryPieces = (kDim / 8 + 15) / 16;
+inline constexpr int kQueryBytes = kRows * kPitch;  // in shared memory
 __device__ __forceinline__ int QueryPiece(int i) { return i * 16 + threadIdx.x % 16; }
-__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item,
-                                             uint4 (&pieces)[kQueryPieces]) {
+__device__ __forceinline__ QueryRow QueryOfThread(const DecodeArgs& a, const DecodeItem& item) {
+  return QueryRow(a, item, item.first + threadIdx.x / 16);
+}
+__device__ __forceinline__ void FetchQueries(const QueryRow& query, uint4 (&pieces)[kQueryPieces]) {
 #pragma unroll
   for (int i = 0; i < kQueryPieces; ++i) {
-    pieces[i] = LoadQuery(a, item, item.first + threadIdx.x / 16, QueryPiece(i) * 8);
+    const int column = QueryPiece(i) * 8;
+    pieces[i] = query.valid && column < kDim ? *reinterpret_cast<const uint4*>(query.At(column))
+                                             : make_uint4(0, 0, 0, 0);
   }
 }
-// These as fragments of all steps, through a stage that holds no tile.
-__device__ __forceinline__ void SpreadQueries(char* stage, const uint4 (&pieces)[kQueryPieces],
+// These as fragments of the warp's half of the columns, through a place that holds no tile.
+__device__ __forceinline__ void SpreadQueries(char* place, const uint4 (&pieces)[kQueryPieces],
                                               uint32_t (&q)[kSteps][4]) {
 #pragma unroll
   for (int i = 0; i < kQueryPieces; ++i) {
     if (QueryPiece(i) >= kDim / 8) break;
-    *reinterpret_cast<uint4*>(stage + threadIdx.x / 16 * kPitch + QueryPiece(i) * 16) = pieces[i];
+    *reinterpret_cast<uint4*>(place + threadIdx.x / 16 * kPitch + QueryPiece(i) * 16) = pieces[i];
   }
   FenceAsync();
   __syncthreads();
-  const int lane = threadIdx.x % 32;
-  const uint32_t from = SharedAddress(stage + lane % 16 * kPitch + lane / 16 * 16);
+  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+  const uint32_t from =
+      SharedAddress(place + lane % 16 * kPitch + warp % 2 * kHalfBytes + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < kSteps; ++k) LoadMatrices(from + k * 32, q[k]);
-  __syncthreads();
 }
 
 #endif

@@ -12,46 +12,19 @@ namespace {
 
 using namespace decode64;
 
+constexpr int kWholeTiles = 8;
+
 #if HADAL_SM90A
 
-__device__ __forceinline__ void WriteSegment(const DecodeArgs& a, const DecodeSegment& s, int group,
-                                             Shared& shared, const Work& w) {
-  const int row = RowOfThread(), column = group * 256 + threadIdx.x % 4 * 2;
-  float l[2], other[2];
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    l[r] = w.state.l[r] + __shfl_xor_sync(0xffffffffu, w.state.l[r], 1);
-    l[r] += __shfl_xor_sync(0xffffffffu, l[r], 2);
-  }
-  Leave(l, shared.sums[group]);
-  SyncConsumers();
-  Fetch(shared.sums[group ^ 1], other);
-#pragma unroll
-  for (int r = 0; r < 2; ++r) {
-    l[r] += other[r];
-    const bool leader = group == 0 && threadIdx.x % 4 == 0;
-    StoreRow(a, s, row + 8 * r, column, w.o[0], r, w.state.m[r], l[r], leader);
-    StoreRow(a, s, row + 8 * r, column + 128, w.o[1], r, w.state.m[r], l[r], false);
-  }
-}
-
-__device__ __forceinline__ void BeginSegment(const DecodeArgs& a, const DecodeSegment& s,
-                                             Shared& shared, Work& w) {
-  if (threadIdx.x == 0) NoteMerge(a, shared.run, s);
-  LoadQueries(a, s.item, shared);
+__device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeSegment& s,
+                                         Shared& shared, Phases& phases, Work& w) {
+  const int group = threadIdx.x / 128, end = s.tile + s.tiles;
 #pragma unroll
   for (int r = 0; r < 2; ++r) {
     w.state.m[r] = -INFINITY;
     w.state.l[r] = 0;
     w.state.limit[r] = KeysOfPair(a, s.item, s.item.first + RowOfThread() + 8 * r);
   }
-}
-
-__device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, Phases& phases) {
-  const DecodeSegment& s = shared.segment;
-  const int group = threadIdx.x / 128, end = s.tile + s.tiles;
-  Work w = {};
-  BeginSegment(a, s, shared, w);
   for (int tile = s.tile; tile < end; tile += 2) {
     const bool both = tile + 1 < end;
     const int valid = s.item.keys - tile * kBlockSize;
@@ -66,19 +39,56 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
     }
     phases.Advance(both);
   }
-  WriteSegment(a, s, group, shared, w);
 }
 
-__device__ void Consume(const DecodeArgs& a, Shared& shared) {
-  if (threadIdx.x == 0) shared.segment = FirstSegment(a, shared.run);
+// The sums of weights of both warpgroups. Nobody needs the queries any more.
+__device__ __forceinline__ void AddSums(Shared& shared, Work& w) {
+  const int group = threadIdx.x / 128;
+  float other[2];
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    w.state.l[r] += __shfl_xor_sync(0xffffffffu, w.state.l[r], 1);
+    w.state.l[r] += __shfl_xor_sync(0xffffffffu, w.state.l[r], 2);
+  }
+  Leave(w.state.l, shared.sums[group]);
+  SyncConsumers();
+  Fetch(shared.sums[group ^ 1], other);
+#pragma unroll
+  for (int r = 0; r < 2; ++r) w.state.l[r] += other[r];
+}
+
+__device__ __forceinline__ void StoreRows(const DecodeArgs& a, const DecodeSegment& s,
+                                          const Work& w) {
+  const int group = threadIdx.x / 128, row = RowOfThread();
+  const int column = group * 256 + threadIdx.x % 4 * 2;
+#pragma unroll
+  for (int r = 0; r < 2; ++r) {
+    const float m = w.state.m[r], l = w.state.l[r];
+    StoreRow(a, s, row + 8 * r, column, w.o[0], r, m, l, group == 0 && threadIdx.x % 4 == 0);
+    StoreRow(a, s, row + 8 * r, column + 128, w.o[1], r, m, l, false);
+  }
+}
+
+// The queries of the next segment come while the outputs of one go.
+__device__ __forceinline__ void Consume(const DecodeArgs& a, Shared& shared) {
+  SyncConsumers();
+  FetchQueries(a, shared.segments[0].item, shared);
   Phases phases;
-  while (true) {
-    SyncConsumers();
-    RunSegment(a, shared, phases);
-    const DecodeSegment& s = shared.segment;
-    if (s.done + s.tiles == shared.run.tiles) break;
-    SyncConsumers();
-    if (threadIdx.x == 0) NextSegment(a, shared.run, shared.segment);
+  for (int at = 0, next; true; at = next) {
+    next = at == 2 ? 0 : at + 1;
+    const DecodeSegment& s = shared.segments[at];
+    const bool last = s.done + s.tiles == shared.run.tiles;
+    if (threadIdx.x == 0) {
+      NoteMerge(a, shared.run, s);
+      if (!last) shared.segments[next] = NextSegment(a, shared.run, s);
+    }
+    AwaitQueries();
+    Work w = {};
+    AddTiles(a, s, shared, phases, w);
+    AddSums(shared, w);
+    if (!last) FetchQueries(a, shared.segments[next].item, shared);
+    StoreRows(a, s, w);
+    if (last) return;
   }
 }
 
@@ -92,6 +102,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   Shared& shared =
       *reinterpret_cast<Shared*>(memory + ((1024 - SharedAddress(memory) % 1024) % 1024));
   cudaTriggerProgrammaticLaunchCompletion();
+  if (threadIdx.x == kProducer) PrefetchMap(&cache);
   if (threadIdx.x == 0) {
     for (int i = 0; i < kStages; ++i) {
       for (int part = 0; part < kParts; ++part) {
@@ -104,7 +115,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   }
   // Rows and block tables were there before the step began.
   const DecodeRun run = FindRun<kThreads>(a, shared.schedule);
-  if (threadIdx.x == 0) shared.run = run;
+  if (threadIdx.x == 0 && run.tiles > 0) {
+    shared.run = run;
+    shared.segments[0] = FirstSegment(a, run);
+  }
   if (threadIdx.x >= kProducer) {
     GiveRegisters<24>();
     if (threadIdx.x == kProducer && run.tiles > 0) Produce(a, cache, run, shared);
@@ -132,7 +146,7 @@ void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   DecodeArgs args;
   args.p = p;
-  const int ctas = PrepareDecode(args, kRows, kStages, context);
+  const int ctas = PrepareDecode(args, kRows, kStages, kWholeTiles, context);
   // How many rows the cache has is not known here, nor needed: block tables name rows that exist.
   const CUtensorMap cache = TensorMap2d(p.cache, kDim, int64_t{1} << 30, kDim * 2, kBlockSize);
   Launch(WgmmaDecodeKernel, dim3(ctas), dim3(kThreads), kSharedBytes, context, args, cache);

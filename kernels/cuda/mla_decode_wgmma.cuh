@@ -1,6 +1,6 @@
 #pragma once
 
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 #include "kernels/cuda/mla_wgmma.cuh"
 #include "kernels/cuda/tensor_map.h"
 
@@ -39,7 +39,7 @@ struct Shared {
   uint64_t weights[kStages];  // of the tile, and their maximum, are there
   int schedule[32];
   DecodeRun run;
-  DecodeSegment segment;  // thread 0 writes it between two barriers
+  DecodeSegment segments[3];  // in turn; while some still store, thread 0 writes the one after next
 };
 
 // Parities of the stages' next tiles.
@@ -102,16 +102,24 @@ __device__ inline void Produce(const DecodeArgs& a, const CUtensorMap& cache, co
   }
 }
 
-// The item's queries in the layout that the copy engine would have given them.
-__device__ inline void LoadQueries(const DecodeArgs& a, const DecodeItem& item, Shared& shared) {
-  constexpr int kPieces = kDim / 8;
-#pragma unroll 6
-  for (int i = threadIdx.x; i < kRows * kPieces; i += kConsumers) {
-    const int row = i / kPieces, piece = i % kPieces;
-    const uint4 x = LoadQuery(a, item, item.first + row, piece * 8);
-    char* box = shared.queries + piece / 8 * kBoxBytes + row * 128;
-    *reinterpret_cast<uint4*>(box + (piece % 8 ^ row % 8) * 16) = x;
+// Fetches the item's queries, all at once, in the layout that the copy engine would have given
+// them. Eight threads take the boxes' 128 bytes of a row.
+__device__ __forceinline__ void FetchQueries(const DecodeArgs& a, const DecodeItem& item,
+                                             Shared& shared) {
+  const int piece = threadIdx.x % 8;
+#pragma unroll
+  for (int row = threadIdx.x / 8; row < kRows; row += kConsumers / 8) {
+    const QueryRow query(a, item, item.first + row);
+    const uint32_t to = SharedAddress(shared.queries) + row * 128 + (piece ^ row % 8) * 16;
+#pragma unroll
+    for (int box = 0; box < kBoxes; ++box) {
+      CopyAsync16(to + box * kBoxBytes, query.At(box * 64 + piece * 8), query.valid);
+    }
   }
+  CommitCopies();
+}
+__device__ __forceinline__ void AwaitQueries() {
+  WaitCopies<0>();
   FenceAsync();
   SyncConsumers();
 }

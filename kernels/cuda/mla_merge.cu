@@ -1,8 +1,9 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/rounding.h"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/mla_schedule.cuh"
+#include "kernels/cuda/mla_decode_rows.cuh"
 
 namespace hadal::cuda {
 namespace {
@@ -72,18 +73,6 @@ __device__ float4 WeightedSum(const DecodeArgs& a, int4 merge, int row, int at, 
   return sum;
 }
 
-__device__ __forceinline__ void StoreMerged(const DecodeArgs& a, int index, int row, int at,
-                                            float4 sum) {
-  const DecodeItem item = LoadItem(a, index);
-  const int pair = item.first + row;
-  if (pair >= item.pairs) return;
-  const int64_t out = static_cast<int64_t>(item.row.first_token) * a.p.heads + pair;
-  __nv_bfloat162 halves[2] = {__floats2bfloat162_rn(sum.x, sum.y),
-                              __floats2bfloat162_rn(sum.z, sum.w)};
-  reinterpret_cast<uint2*>(static_cast<__nv_bfloat16*>(a.p.out) + out * kDecodeLatent)[at] =
-      *reinterpret_cast<const uint2*>(halves);
-}
-
 // Grid: (merge, rows in turns). A group of threads takes a row.
 __global__ void __launch_bounds__(kGroup* kGroups, 2) MergeKernel(DecodeArgs a) {
   cudaTriggerProgrammaticLaunchCompletion();
@@ -92,7 +81,8 @@ __global__ void __launch_bounds__(kGroup* kGroups, 2) MergeKernel(DecodeArgs a) 
   if (merge.x < 0) return;
   const int group = threadIdx.x / kGroup, at = threadIdx.x % kGroup;
   for (int row = blockIdx.y * kGroups + group; row < a.piece_rows; row += gridDim.y * kGroups) {
-    StoreMerged(a, merge.x, row, at, WeightedSum<1>(a, merge, row, at, 0));
+    const float4 sum = WeightedSum<1>(a, merge, row, at, 0);
+    StoreMerged(a, LoadItem(a, merge.x), row, at, sum);
   }
 }
 
@@ -112,7 +102,7 @@ __global__ void __launch_bounds__(kGroup* kGroups, 2) MergeFewKernel(DecodeArgs 
     const float4 x = sums[g][at];
     sum = make_float4(sum.x + x.x, sum.y + x.y, sum.z + x.z, sum.w + x.w);
   }
-  StoreMerged(a, merge.x, row, at, sum);
+  StoreMerged(a, LoadItem(a, merge.x), row, at, sum);
 }
 
 }  // namespace
@@ -122,16 +112,25 @@ int64_t MostTiles(const DecodeArgs& args) {
   return rows.num_rows * ((rows.max_context - 1) / kBlockSize + 1);
 }
 
-int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context) {
-  const AttentionRows& rows = args.p.rows;
+void SetPieces(DecodeArgs& args, int piece_rows) {
   args.scale_log2 = args.p.scale * kLog2E;
   args.piece_rows = piece_rows;
+  args.pieces = (args.p.rows.max_row_tokens * args.p.heads + piece_rows - 1) / piece_rows;
+}
+
+int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, int whole_tiles,
+                  CudaContext& context) {
+  constexpr int kMergeTiles = 3;  // that take as long as the second kernel
+  const AttentionRows& rows = args.p.rows;
+  SetPieces(args, piece_rows);
   args.tiles_at_once = tiles_at_once;
-  args.pieces = (rows.max_row_tokens * args.p.heads + piece_rows - 1) / piece_rows;
   const int sms = std::min(context.sm_count, kMaxRuns);
-  const int runs = static_cast<int>(std::clamp<int64_t>(sms / args.pieces, 1, MostTiles(args)));
+  const int64_t tiles = MostTiles(args), of_item = tiles / rows.num_rows;
+  const int runs = static_cast<int>(std::clamp<int64_t>(sms / args.pieces, 1, tiles));
   const int ctas = runs * args.pieces;
-  if (runs > 1) {
+  const int64_t longest = CeilDiv(rows.num_rows, runs) * of_item;
+  args.whole = of_item <= whole_tiles && longest <= tiles / runs + kMergeTiles;
+  if (runs > 1 && !args.whole) {
     args.by_row = rows.num_rows < runs;
     args.merges = context.scratch.Allocate<int4>(ctas);
     args.part_o = context.scratch.Allocate<float>(int64_t{ctas} * 2 * piece_rows * kDecodeLatent);

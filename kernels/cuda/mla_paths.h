@@ -11,7 +11,7 @@ namespace hadal::cuda {
 
 // Which implementation runs; kAuto takes the fastest that the shapes, the types and the device
 // allow. Any other value is for tests and benches: HADAL_CHECKs that it is allowed.
-enum class MlaPath : uint8_t { kAuto, kGeneral, kMma, kWgmma };
+enum class MlaPath : uint8_t { kAuto, kGeneral, kMma, kCluster, kWgmma };
 
 void MlaDecodeWith(MlaPath path, const MlaDecodeParams& p, CudaContext& context);
 // `piece_bytes`: of keys and values that are projected up at once.
@@ -21,6 +21,11 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
 
 void MmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t MmaDecodeScratchBytes();
+void ClusterDecode(const MlaDecodeParams& p, CudaContext& context);
+// CTAs that would share an item's keys, and whether that is faster than equal runs of all rows'
+// keys.
+int DecodeCluster(const MlaDecodeParams& p);
+bool ClustersPay(const MlaDecodeParams& p, int cluster, const CudaContext& context);
 void WgmmaDecode(const MlaDecodeParams& p, CudaContext& context);
 int64_t WgmmaDecodeScratchBytes();
 int64_t DecodeScratchBytes(const OpLimits& limits);

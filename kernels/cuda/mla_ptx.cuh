@@ -103,6 +103,39 @@ __device__ __forceinline__ void BulkCopy(uint32_t shared, const void* global, ui
       : "memory");
 }
 
+// What the CTAs of a cluster do between them. Barriers that this thread has made are there for all
+// threads of the cluster once these have arrived.
+__device__ __forceinline__ void ArriveCluster() {
+  asm volatile(
+      "fence.mbarrier_init.release.cluster;\n"
+      "barrier.cluster.arrive.relaxed;" ::
+          : "memory");
+}
+__device__ __forceinline__ void AwaitCluster() {
+  asm volatile("barrier.cluster.wait.acquire;" ::: "memory");
+}
+// Where the shared memory of CTA `rank` has what is at `address` in this one's.
+__device__ __forceinline__ uint32_t AddressAt(uint32_t address, int rank) {
+  uint32_t there;
+  asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+  return there;
+}
+// Writes in the background, counted by a barrier of the CTA that gets them.
+__device__ __forceinline__ void Send(uint32_t to, float4 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(x.x), "f"(x.y), "f"(x.z), "f"(x.w), "r"(barrier)
+      : "memory");
+}
+__device__ __forceinline__ void Send(uint32_t to, float2 x, uint32_t barrier) {
+  asm volatile(
+      "st.async.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 [%0], {%1, %2}, [%3];" ::"r"(
+          to),
+      "f"(x.x), "f"(x.y), "r"(barrier)
+      : "memory");
+}
+
 #endif
 
 }  // namespace hadal::cuda

@@ -23,9 +23,10 @@ struct DecodeArgs {
   int pieces = 0;
   int piece_rows = 0;
   int tiles_at_once = 0;  // that a CTA takes: cuts lie at multiples of it
+  bool whole = false;     // cuts lie at the ends of items
   // Of the item of a lane: merges[row * pieces + lane]; or, where rows are many, of the item that
   // goes on behind a CTA: merges[CTA]. {row or -1, first run, last run, slot in the first run}.
-  // Null: a lane has one run.
+  // Null: no item is cut.
   int4* merges = nullptr;
   bool by_row = false;
   float* part_o = nullptr;    // [CTA, 2, piece_rows, 512]
@@ -66,6 +67,7 @@ __device__ __forceinline__ int Reach(int64_t total, int runs) {
 }
 // Where a cut at tile `at` of an item of `tiles` tiles goes. Never decreases as `at` grows.
 __device__ __forceinline__ int MovedCut(const DecodeArgs& a, int at, int tiles, int reach) {
+  if (a.whole) return 2 * at <= tiles ? 0 : tiles;
   at -= at % a.tiles_at_once;
   if (at <= reach && 2 * at <= tiles) return 0;
   return tiles - at <= reach ? tiles : at;
@@ -216,63 +218,21 @@ __device__ inline DecodeSegment FirstSegment(const DecodeArgs& a, const DecodeRu
   s.tiles = min(run.tiles, s.item.tiles - s.tile);
   return s;
 }
-__device__ inline void NextSegment(const DecodeArgs& a, const DecodeRun& run, DecodeSegment& s) {
-  s = {NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
-  s.tiles = min(run.tiles - s.done, s.item.tiles - s.tile);
-}
-
-// Keys that the query of (query, head) pair `pair` sees.
-__device__ __forceinline__ int KeysOfPair(const DecodeArgs& a, const DecodeItem& item, int pair) {
-  return pair < item.pairs ? item.row.start_pos + pair / a.p.heads + 1 : 0;
-}
-
-// 16 bytes of the queries: of pair `pair`, from column `column` on.
-__device__ __forceinline__ uint4 LoadQuery(const DecodeArgs& a, const DecodeItem& item, int pair,
-                                           int column) {
-  if (pair >= item.pairs || column >= kDecodeDim) return make_uint4(0, 0, 0, 0);
-  const auto* latent = static_cast<const __nv_bfloat16*>(a.p.q_latent);
-  const auto* rope = static_cast<const __nv_bfloat16*>(a.p.q_rope);
-  const int64_t token = item.row.first_token + pair / a.p.heads;
-  const int head = pair % a.p.heads;
-  const auto* at = column < kDecodeLatent
-                       ? latent + (token * a.p.heads + head) * kDecodeLatent + column
-                       : rope + token * a.p.q_rope_stride + head * a.p.q_rope_head_stride +
-                             (column - kDecodeLatent);
-  return *reinterpret_cast<const uint4*>(at);
-}
-
-// Columns column + 8 n and the next of row `row` of the segment: o[n][2 r] and o[n][2 r + 1]; (m,
-// l) of the row. Finished, or as a part of which one thread, the `leader`, notes m and l.
-template <int kTiles>
-__device__ __forceinline__ void StoreRow(const DecodeArgs& a, const DecodeSegment& s, int row,
-                                         int column, const float (&o)[kTiles][4], int r, float m,
-                                         float l, bool leader) {
-  const int pair = s.item.first + row;
-  if (pair >= s.item.pairs) return;
-  if (s.Whole()) {
-    const int64_t at = static_cast<int64_t>(s.item.row.first_token) * a.p.heads + pair;
-    auto* out = static_cast<__nv_bfloat16*>(a.p.out) + at * kDecodeLatent + column;
-    const float inverse = 1.0f / l;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      *reinterpret_cast<__nv_bfloat162*>(out + n * 8) =
-          __floats2bfloat162_rn(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
-    }
-  } else {
-    const int64_t part = (static_cast<int64_t>(blockIdx.x) * 2 + s.Slot()) * a.piece_rows + row;
-    float* out = a.part_o + part * kDecodeLatent + column;
-#pragma unroll
-    for (int n = 0; n < kTiles; ++n) {
-      *reinterpret_cast<float2*>(out + n * 8) = make_float2(o[n][2 * r], o[n][2 * r + 1]);
-    }
-    if (leader) a.part_ml[part] = make_float2(m, l);
-  }
+__device__ inline DecodeSegment NextSegment(const DecodeArgs& a, const DecodeRun& run,
+                                            const DecodeSegment& s) {
+  DecodeSegment next{NextItem(a, s.item.index), 0, 0, s.done + s.tiles};
+  next.tiles = min(run.tiles - next.done, next.item.tiles);
+  return next;
 }
 
 // Of all items of a lane, at most.
 int64_t MostTiles(const DecodeArgs& args);
-// Sets what is left to set: pieces of `piece_rows`, scratch. Returns the number of CTAs.
-int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, CudaContext& context);
+// Sets what no schedule needs to know: pieces of `piece_rows`.
+void SetPieces(DecodeArgs& args, int piece_rows);
+// Sets what is left to set: scratch, and whether items of at most `whole_tiles` stay whole. Returns
+// the number of CTAs.
+int PrepareDecode(DecodeArgs& args, int piece_rows, int tiles_at_once, int whole_tiles,
+                  CudaContext& context);
 // The second kernel, where it is needed.
 void MergeDecode(const DecodeArgs& args, int ctas, CudaContext& context);
 int64_t FastDecodeScratchBytes(int piece_rows);

@@ -14,6 +14,8 @@ void RmsNorm(const RmsNormParams& p, CudaContext& context);
 void MatMul(const MatMulParams& p, CudaContext& context);
 void HeadMatMul(const HeadMatMulParams& p, CudaContext& context);
 void MlaInput(const MlaInputParams& p, CudaContext& context);
+void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,
+                       CudaContext& context);
 void MlaDecode(const MlaDecodeParams& p, CudaContext& context);
 void MlaPrefill(const MlaPrefillParams& p, CudaContext& context);
 void Mlp(const MlpParams& p, CudaContext& context);

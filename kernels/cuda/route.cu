@@ -6,6 +6,7 @@
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/route.h"
 #include "kernels/cuda/route_choice.cuh"
+#include "kernels/cuda/route_cluster.cuh"
 #include "kernels/cuda/route_dot.cuh"
 #include "kernels/cuda/route_product.cuh"
 
@@ -229,21 +230,50 @@ void LaunchGeneral(const RouteParams& p, float* logits, CudaContext& context) {
                  DType::kF32, false, context);
 }
 
+void CheckRoute(const RouteParams& p) {
+  HADAL_CHECK(p.experts <= 512 && p.top_k <= p.experts && p.experts % p.groups == 0);
+}
+
+bool ClusterFits(const RouteParams& p, const CudaContext& context) {
+  return context.act == DType::kBF16 && context.arch >= 90 && p.tokens <= kClusterTokens &&
+         p.experts <= kClusterExperts && p.dim == kClusterDim;
+}
+
+void LaunchCluster(void (*kernel)(RouteParams, RmsNormParams), const RouteParams& p,
+                   const RmsNormParams& norm, CudaContext& context) {
+  LaunchClusters(kernel, dim3(kDotCluster, static_cast<unsigned>(p.tokens)), kDotCluster,
+                 kClusterThreads, 0, context, p, norm);
+}
+
+// Whether every block can make the norm of its row while others store theirs.
+bool NormFits(const RmsNormParams& norm, const RouteParams& p) {
+  const bool apart = norm.from == nullptr ? norm.delta == nullptr : norm.from != norm.residual;
+  return apart && norm.float_residual && norm.out == p.x && norm.tokens == p.tokens &&
+         norm.dim == p.dim && norm.out_stride == p.dim &&
+         VectorRows(norm.residual, norm.x_stride, 4) && VectorRows(norm.from, norm.x_stride, 4) &&
+         VectorRows(norm.delta, norm.dim, 2) && VectorRows(norm.weight, norm.dim, 4) &&
+         VectorRows(norm.out, norm.out_stride, 2);
+}
+
 }  // namespace
+
+void NormRoute(const RmsNormParams& norm, const RouteParams& p, CudaContext& context) {
+  if (p.tokens > 0 && ClusterFits(p, context) && NormFits(norm, p)) {
+    CheckRoute(p);
+    return LaunchCluster(ClusterKernel<true>, p, norm, context);
+  }
+  RmsNorm(norm, context);
+  Route(p, context);
+}
 
 void Route(const RouteParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
-  HADAL_CHECK(p.experts <= 512 && p.top_k <= p.experts && p.experts % p.groups == 0);
-  const bool vectors = context.act == DType::kBF16 && p.dim % 8 == 0;
-  if (vectors && context.arch >= 90 && p.tokens <= kClusterTokens && p.experts <= kClusterExperts &&
-      p.dim == kClusterDim) {
-    return LaunchClusters(ClusterKernel, dim3(kDotCluster, static_cast<unsigned>(p.tokens)),
-                          kDotCluster, kClusterThreads, 0, context, p);
-  }
+  CheckRoute(p);
+  if (ClusterFits(p, context)) return LaunchCluster(ClusterKernel<false>, p, {}, context);
   DeviceScratch::Scope scope(context.scratch);
   float* logits = context.scratch.Allocate<float>(LogitCount(p.tokens, p.experts));
   int splits = 1;
-  if (vectors && p.tokens > kFewDotTokens) {
+  if (context.act == DType::kBF16 && p.dim % 8 == 0 && p.tokens > kFewDotTokens) {
     splits = LaunchProduct(p, logits, context);
   } else if (p.tokens > kMaxDotTokens) {
     LaunchGeneral(p, logits, context);

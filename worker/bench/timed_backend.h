@@ -64,9 +64,6 @@ class TimedBackend : public Backend {
 
   void Embed(const EmbedParams& p) override { Time("embed", &Backend::Embed, p); }
   void RmsNorm(const RmsNormParams& p) override { Time("norm", &Backend::RmsNorm, p); }
-  void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) override {
-    Time("norm, matmul" + Shape(p.w), &Backend::NormMatMul, norm, p);
-  }
   void NormRoute(const RmsNormParams& norm, const RouteParams& p) override {
     Time("norm, route", &Backend::NormRoute, norm, p);
   }

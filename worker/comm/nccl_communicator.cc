@@ -46,9 +46,11 @@ class NcclCommunicator final : public Communicator {
 
   void AllReduceSum(void* data, int64_t count, DType dtype) override {
     if (size_ == 1 || count == 0) return;
-    handle_->Settle(ncclAllReduce(data, data, static_cast<size_t>(count), NcclType(dtype), ncclSum,
-                                  handle_->get(), stream_),
-                    "ncclAllReduce");
+    handle_->recorded().Run(stream_, {data, count, dtype}, [&] {
+      handle_->Settle(ncclAllReduce(data, data, static_cast<size_t>(count), NcclType(dtype), ncclSum,
+                                    handle_->get(), stream_),
+                      "ncclAllReduce");
+    });
   }
 
   void ReduceScatterSum(const void* send, void* recv, int64_t count, DType dtype) override {

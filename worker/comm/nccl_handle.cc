@@ -23,6 +23,7 @@ constexpr std::chrono::seconds kAbortPatience(10);
 
 NcclHandle::~NcclHandle() {
   if (comm_ == nullptr) return;
+  recorded_.Clear();
   ncclResult_t result = ncclCommFinalize(comm_);
   if (result == ncclInProgress) result = Poll(kFinalizeSeconds);
   if (result == ncclSuccess) {
@@ -81,6 +82,7 @@ void NcclHandle::Check() {
 
 void NcclHandle::Abort() noexcept {
   if (comm_ == nullptr) return;
+  recorded_.Clear();
   // On a thread of its own, since NCCL may wait for what does not end.
   auto ended = std::make_shared<std::promise<void>>();
   std::future<void> end = ended->get_future();

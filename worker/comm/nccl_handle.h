@@ -5,6 +5,7 @@
 #include <string>
 
 #include "common/status.h"
+#include "worker/comm/nccl_recorded.h"
 
 namespace hadal {
 
@@ -31,6 +32,9 @@ class NcclHandle {
   // Gives up all collectives; those on a stream end with undefined results.
   void Abort() noexcept;
 
+  // Of this communicator; none after Abort(), so that the next call comes to get().
+  RecordedCollectives& recorded() { return recorded_; }
+
   double timeout_s() const { return timeout_s_; }
 
  private:
@@ -40,6 +44,7 @@ class NcclHandle {
 
   const double timeout_s_;
   ncclComm_t comm_ = nullptr;
+  RecordedCollectives recorded_;
 };
 
 }  // namespace hadal

@@ -1,8 +1,16 @@
 #include "worker/model/transformer.h"
 
+#include <algorithm>
 #include <utility>
 
+#include "common/rounding.h"
+
 namespace hadal {
+namespace {
+
+constexpr int64_t kSumRows = 64;
+
+}  // namespace
 
 StatusOr<std::unique_ptr<Model>> Model::Load(const ModelConfig& config, const Layout& layout,
                                              const Checkpoint& checkpoint, Backend* backend,
@@ -46,9 +54,13 @@ Transformer::Transformer(const ModelConfig& config, const Layout& layout, Backen
   }
 }
 
-void Transformer::SumOverGroup(void* data, int64_t count, DType dtype) {
+void Transformer::SumOverGroup(void* data, DType dtype) {
   if (layout_.tensor_parallel == 1) return;
-  comm_.act_tensor->AllReduceSum(data, count, dtype);
+  // A device starts a sum of a size that it knows faster, so sizes of prompts are few.
+  const bool padded = backend_->replays() && inputs_.replay_key() == 0;
+  const int64_t rows =
+      padded ? std::min<int64_t>(RoundUp(tokens_, kSumRows), StepInputs::PaddedTokens(options_)) : tokens_;
+  comm_.act_tensor->AllReduceSum(data, rows * config_.dim, dtype);
 }
 
 void Transformer::Prepare(const Batch& batch) {
@@ -81,7 +93,7 @@ void Transformer::Forward() {
                      .dim = config_.dim,
                      .float_out = true,
                      .out = residual_});
-    SumOverGroup(residual_, tokens_ * config_.dim, DType::kF32);
+    SumOverGroup(residual_, DType::kF32);
   }
   for (size_t l = 0; l < weights_.layers.size(); ++l) {
     const LayerWeights& layer = weights_.layers[l];
@@ -107,14 +119,10 @@ RmsNormParams Transformer::AddAndNorm(const DeviceBuffer& weight) {
 }
 
 void Transformer::Attention(size_t layer) {
-  const LayerWeights& weights = weights_.layers[layer];
-  const AttentionWeights& w = weights.attention;
+  const AttentionWeights& w = weights_.layers[layer].attention;
   void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
-  const Queries q = Project(w, AddAndNorm(*weights.attn_norm));
-  if (weights.is_moe && weights.moe.shared.w13 != nullptr) {
-    backend_->Prefetch(*weights.moe.shared.w13);
-    backend_->Prefetch(*weights.moe.shared.w2);
-  }
+  backend_->RmsNorm(AddAndNorm(*weights_.layers[layer].attn_norm));
+  const Queries q = Project(w);
   const MlaInputParams input = CacheInput(w, q, cache);
   if (inputs_.decode_tokens() > 0) {
     AttendDecode(w, q, input);
@@ -126,14 +134,14 @@ void Transformer::Attention(size_t layer) {
   }
   backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
                     .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
-  SumOverGroup(space_.delta->data, tokens_ * config_.dim, backend_->activation_dtype());
+  SumOverGroup(space_.delta->data, backend_->activation_dtype());
   has_delta_ = true;
 }
 
 // normed -> attn_in, whose rows are [q or q_a] ; c ; k_pe, and the queries.
-Transformer::Queries Transformer::Project(const AttentionWeights& w, const RmsNormParams& norm) {
-  backend_->NormMatMul(norm, {.x = norm.out, .x_stride = config_.dim, .w = w.in.get(),
-                              .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
+Transformer::Queries Transformer::Project(const AttentionWeights& w) {
+  backend_->MatMul({.x = space_.normed->data, .x_stride = config_.dim, .w = w.in.get(),
+                    .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
   if (config_.q_lora_rank == 0) return {space_.attn_in->data, w.in->n};
   const int64_t q_width = heads_ * config_.qk_head_dim();
   backend_->RmsNorm({.residual = space_.attn_in->data,

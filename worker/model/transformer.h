@@ -39,7 +39,7 @@ class Transformer final : public Model {
   };
 
   void Attention(size_t layer);
-  Queries Project(const AttentionWeights& w, const RmsNormParams& norm);
+  Queries Project(const AttentionWeights& w);
   MlaInputParams CacheInput(const AttentionWeights& w, const Queries& q, void* cache);
   void AttendDecode(const AttentionWeights& w, const Queries& q, const MlaInputParams& input);
   void AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
@@ -49,9 +49,10 @@ class Transformer final : public Model {
   void MoeOverWorld(const MoeWeights& w);
   // Experts of `count` tokens from `first` on, to the front of expert_ids and expert_weights.
   RouteParams RouteTo(const MoeWeights& w, int first, int count);
-  // The op that adds delta to the residual and makes `normed` of it. REQUIRES: it is run.
+  // The op that adds delta to the residual and makes `normed` of it; the caller runs it.
   RmsNormParams AddAndNorm(const DeviceBuffer& weight);
-  void SumOverGroup(void* data, int64_t count, DType dtype);
+  // data: [tokens, dim], summed over the ranks of the group; so may be rows behind them.
+  void SumOverGroup(void* data, DType dtype);
   // Final norm of the rows that logits are wanted of.
   const void* LogitInputs(int first, int count);
 

@@ -21,7 +21,7 @@ void Transformer::FeedForward(const LayerWeights& layer) {
                    .w2 = layer.dense.w2.get(), .width = layer.dense.width,
                    .out = space_.delta->data, .tokens = tokens_});
   }
-  SumOverGroup(space_.delta->data, tokens_ * config_.dim, backend_->activation_dtype());
+  SumOverGroup(space_.delta->data, backend_->activation_dtype());
 }
 
 // delta = this rank's part of shared and routed experts; the sum over the group completes both.

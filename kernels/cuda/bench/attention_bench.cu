@@ -23,6 +23,11 @@ using bench::BenchContext;
 using bench::Ceilings;
 using bench::MeasureCeilings;
 
+const char* PathName(MlaPath path) {
+  constexpr const char* kNames[] = {"chosen", "general", "mma", "cluster", "wgmma"};
+  return kNames[static_cast<int>(path)];
+}
+
 struct Bench {
   CudaContext& context;
   Ceilings ceilings;
@@ -38,7 +43,15 @@ struct Bench {
   }
 };
 
-void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int queries) {
+struct DecodeShape {
+  int heads, batch, length;
+  int queries = 1;
+  int64_t bound = 0;  // of the context; 0: the length
+};
+
+// Each path beside the others, with the share of the ceilings that the first reaches.
+void Decode(Bench& b, const std::vector<MlaPath>& paths, const DecodeShape& shape) {
+  const auto [heads, batch, length, queries, bound] = shape;
   const int row_blocks = (length + kBlockSize - 1) / kBlockSize;
   const int64_t bytes =
       int64_t{batch} * length * kDim * 2 + int64_t{batch} * queries * heads * (kDim + kLatent) * 2;
@@ -67,17 +80,54 @@ void Decode(Bench& b, MlaPath path, int heads, int batch, int length, int querie
   p.rows.block_tables = tables;
   p.rows.tokens = batch * queries;
   p.rows.max_row_tokens = queries;
-  p.rows.max_context = length;
-  const double us = bench::MedianMicros(std::max(sets, 20), [&](int i) {
-    p.rows.rows = device_rows + i % variants * batch;
-    MlaDecodeWith(path, p, b.context);
-  }, b.context);
+  p.rows.max_context = std::max<int64_t>(bound, length);
   const double flops = 2.0 * batch * queries * heads * length * (kDim + kLatent);
-  std::printf(
-      "decode %3d heads, %3d x %5d, %d queries: %8.1f us  %6.0f GB/s %5.1f %%  %6.1f TFLOP/s "
-      "%5.1f %%\n",
-      heads, batch, length, queries, us, bytes / us * 1e-3, bytes / us * 1e-1 / b.ceilings.read_gbs,
-      flops / us * 1e-6, flops / us * 1e-4 / b.ceilings.bf16_tflops);
+  std::printf("decode %3d heads, %3d x %5d, %d queries, bound %5ld:", heads, batch, length, queries,
+              static_cast<long>(p.rows.max_context));
+  for (const MlaPath path : paths) {
+    const double us = bench::MedianMicros(
+        std::max(sets, 20),
+        [&](int i) {
+          p.rows.rows = device_rows + i % variants * batch;
+          MlaDecodeWith(path, p, b.context);
+        },
+        b.context);
+    std::printf(" %s %.1f us", PathName(path), us);
+    if (path != paths[0]) continue;
+    std::printf(" (%.0f GB/s %.0f %%, %.0f TFLOP/s %.0f %%)", bytes / us * 1e-3,
+                bytes / us * 1e-1 / b.ceilings.read_gbs, flops / us * 1e-6,
+                flops / us * 1e-4 / b.ceilings.bf16_tflops);
+  }
+  std::printf("\n");
+}
+
+// Few rows of all lengths by all paths; what a step of the lite model has after 512 tokens; many
+// rows.
+void Decodes(Bench& b) {
+  constexpr MlaPath kAuto = MlaPath::kAuto, kMma = MlaPath::kMma, kCluster = MlaPath::kCluster,
+                    kWgmma = MlaPath::kWgmma;
+  for (const int heads : {16, 128}) {
+    const MlaPath runs = heads == 16 ? kMma : kWgmma;
+    for (const int batch : {1, 4, 8, 16, 32, 64, 128, 256}) {
+      Decode(b, {kAuto, kCluster, runs}, {heads, batch, 512});
+    }
+    for (const int batch : {1, 8, 64, 256}) {
+      Decode(b, {kAuto, kCluster, runs}, {heads, batch, 520, 1, 1024});
+    }
+    for (const int length : {1024, 2048, 4096}) {
+      Decode(b, {kAuto, kCluster, runs}, {heads, 1, length});
+      Decode(b, {kAuto, kCluster, runs}, {heads, 16, length});
+    }
+    Decode(b, {kAuto}, {heads, 1, 8192});
+    Decode(b, {kAuto}, {heads, 64, 1024});
+    Decode(b, {kAuto}, {heads, 64, 4096});
+    Decode(b, {kAuto}, {heads, 64, 8192});
+  }
+  Decode(b, {kAuto}, {8, 64, 512});
+  Decode(b, {kAuto}, {2, 256, 512});
+  Decode(b, {kAuto, kCluster, kMma, kWgmma}, {16, 8, 512, 2});
+  Decode(b, {kAuto, kMma, kWgmma}, {16, 64, 512, 2});
+  Decode(b, {kAuto, kMma, kWgmma}, {16, 64, 2048, 4});
 }
 
 // The flash kernel alone: keys and values are there.
@@ -191,31 +241,14 @@ void Around(Bench& b) {
   }
 }
 
-void RunAround() {
+using Part = void (*)(Bench&);
+
+void Run(const std::vector<Part>& parts) {
   Bench b;
-  Around(b);
+  for (const Part part : parts) part(b);
 }
 
-void Run() {
-  Bench b;
-  for (const auto& [batch, length] : std::vector<std::pair<int, int>>{
-           {1, 512}, {1, 8192}, {8, 512}, {64, 512}, {256, 512}, {64, 8192}, {16, 4096}}) {
-    Decode(b, MlaPath::kMma, 16, batch, length, 1);
-  }
-  Decode(b, MlaPath::kMma, 8, 64, 512, 1);
-  Decode(b, MlaPath::kMma, 2, 256, 512, 1);
-  for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma}) {
-    std::printf(path == MlaPath::kMma ? "mma:\n" : "wgmma:\n");
-    Decode(b, path, 16, 64, 512, 2);
-    Decode(b, path, 16, 64, 2048, 4);
-    Decode(b, path, 128, 1, 512, 1);
-    if (path == MlaPath::kWgmma) {
-      Decode(b, path, 128, 64, 512, 1);
-      Decode(b, path, 128, 256, 512, 1);
-    }
-    Decode(b, path, 128, 16, 2048, 1);
-    Decode(b, path, 128, 64, 8192, 1);
-  }
+void Flashes(Bench& b) {
   for (const MlaPath path : {MlaPath::kMma, MlaPath::kWgmma}) {
     Flash(b, path, 16, 1, 0, 2048);
     Flash(b, path, 16, 4, 0, 2048);
@@ -223,14 +256,17 @@ void Run() {
     Flash(b, path, 16, 1, 6144, 2048);
     Flash(b, path, 128, 1, 0, 2048);
   }
-  Around(b);
 }
 
 }  // namespace
 }  // namespace hadal::cuda
 
-// With "around" only what is around the kernels of attention.
+// With "decode" or "around", what is around the kernels of attention, only that.
 int main(int argc, char** argv) {
-  const bool around = argc > 1 && std::string(argv[1]) == "around";
-  return hadal::bench::RunBench(around ? hadal::cuda::RunAround : hadal::cuda::Run);
+  using namespace hadal::cuda;
+  const std::string only = argc > 1 ? argv[1] : "";
+  std::vector<Part> parts = {Decodes, Flashes, Around};
+  if (only == "decode") parts = {Decodes};
+  if (only == "around") parts = {Around};
+  return hadal::bench::RunBench([&] { Run(parts); });
 }

@@ -21,20 +21,14 @@ struct Shape {
 };
 
 constexpr Shape kShapes[] = {
-    {"16B q+kv_a", 3648, 2048},
-    {"16B o", 2048, 2048},
-    {"16B dense w13", 21888, 2048},
-    {"16B dense w2", 2048, 10944},
-    {"16B shared w13", 5632, 2048},
-    {"16B shared w2", 2048, 2816},
-    {"16B head", 102400, 2048, 1, true},
-    {"671B o", 7168, 16384},
-    {"671B q_b", 24576, 1536},
-    {"671B o of 8", 7168, 2048},
-    {"16B w_uk heads", 512, 128, 16},
-    {"16B w_uv heads", 128, 512, 16},
-    {"671B w_uk heads", 512, 128, 128},
-    {"671B w_uv heads", 128, 512, 128},
+    {"16B q+kv_a", 3648, 2048},          {"16B o", 2048, 2048},
+    {"16B dense w13", 21888, 2048},      {"16B dense w2", 2048, 10944},
+    {"16B shared w13", 5632, 2048},      {"16B shared w2", 2048, 2816},
+    {"16B head", 102400, 2048, 1, true}, {"671B o", 7168, 16384},
+    {"671B q_b", 24576, 1536},           {"671B o of 8", 7168, 2048},
+    {"671B q_a+kv_a", 2112, 7168},       {"671B q_b of 8", 3072, 1536},
+    {"16B w_uk heads", 512, 128, 16},    {"16B w_uv heads", 128, 512, 16},
+    {"671B w_uk heads", 512, 128, 128},  {"671B w_uv heads", 128, 512, 128},
 };
 
 using Weights = std::vector<std::unique_ptr<CudaPackedWeight>>;
@@ -78,6 +72,12 @@ std::vector<Variant> VariantsOf(const cuda::Product& p, const CudaContext& conte
        [](const cuda::Product& q, CudaContext& c) { return cuda::RunProduct(q, c), true; }},
       {"skinny", cuda::MatMulSkinny},
       {"cublas", p.w->dtype == DType::kBF16 ? cuda::MatMulCublas : cuda::MatMulCublasF8}};
+  for (const cuda::HeldPlan& plan : cuda::kHeldPlans) {
+    variants.push_back(
+        {"held " + std::to_string(64 * plan.units) + (plan.codes ? "c" : "") + "/" +
+             std::to_string(plan.warps),
+         [plan](const cuda::Product& q, CudaContext& c) { return cuda::MatMulHeld(q, plan, c); }});
+  }
   for (const int rows : {64, 128}) {
     for (int splits = 1; splits <= rows / 16; splits *= 2) {
       const int64_t blocks = (p.w->n + rows - 1) / rows * p.matrices * splits;
@@ -100,7 +100,7 @@ void BenchShape(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   const int64_t in = s.matrices * s.k, out = s.matrices * s.n;
   void* x = RandomDevice(kRows * in, DType::kBF16, context);
   void* y = RandomDevice(kRows * out, DType::kF32, context);
-  for (const int m : {1, 8, 32, 64, 128, 256}) {
+  for (const int m : {1, 4, 8, 32, 64, 128, 256}) {
     const double bytes = static_cast<double>(out) * s.k * DTypeSize(dtype) + 2.0 * m * in +
                          (s.float_out ? 4.0 : 2.0) * m * out;
     const double memory_us = bytes / ceilings.read_gbs / 1e3;

@@ -4,6 +4,7 @@
 #include "kernels/cuda/bench/probes.h"
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/route.h"
 
 // Times the routers of the released models against what the card's memory allows. Gates rotate;
 // those of the smaller model stay in the cache.
@@ -27,37 +28,46 @@ void BenchRoute(const Shape& s, int tokens, const Ceilings& ceilings, CudaContex
     gates.push_back(static_cast<float*>(RandomDevice(s.experts * s.dim, DType::kF32, context)));
   }
   void* x = RandomDevice(tokens * s.dim, DType::kBF16, context);
+  void* delta = RandomDevice(tokens * s.dim, DType::kBF16, context);
+  void* from = RandomDevice(tokens * s.dim, DType::kF32, context);
+  void* residual = RandomDevice(tokens * s.dim, DType::kF32, context);
+  auto* weight = static_cast<float*>(RandomDevice(s.dim, DType::kF32, context));
   auto* bias = static_cast<float*>(RandomDevice(s.experts, DType::kF32, context));
   auto* ids = static_cast<int32_t*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
   auto* weights = static_cast<float*>(RandomDevice(tokens * s.top_k, DType::kF32, context));
-  const double us = MedianMicros(
-      tokens > 512 ? 3 : 20,
-      [&](int i) {
-        cuda::Route({.x = x,
-                     .gate = gates[static_cast<size_t>(i % kGates)],
-                     .bias = s.sigmoid ? bias : nullptr,
-                     .tokens = tokens,
-                     .dim = s.dim,
-                     .experts = s.experts,
-                     .top_k = s.top_k,
-                     .groups = s.sigmoid ? 8 : 1,
-                     .limited_groups = s.sigmoid ? 4 : 1,
-                     .score = s.sigmoid ? RouterScore::kSigmoid : RouterScore::kSoftmax,
-                     .group_score = GroupScore::kTopTwoSum,
-                     .normalise = s.sigmoid,
-                     .ids = ids,
-                     .weights = weights},
-                    context);
-      },
-      context);
+  const auto params = [&](int i) {
+    return RouteParams{.x = x,
+                       .gate = gates[static_cast<size_t>(i % kGates)],
+                       .bias = s.sigmoid ? bias : nullptr,
+                       .tokens = tokens,
+                       .dim = s.dim,
+                       .experts = s.experts,
+                       .top_k = s.top_k,
+                       .groups = s.sigmoid ? 8 : 1,
+                       .limited_groups = s.sigmoid ? 4 : 1,
+                       .score = s.sigmoid ? RouterScore::kSigmoid : RouterScore::kSoftmax,
+                       .group_score = GroupScore::kTopTwoSum,
+                       .normalise = s.sigmoid,
+                       .ids = ids,
+                       .weights = weights};
+  };
+  const RmsNormParams norm{.residual = residual, .from = from, .float_residual = true,
+                           .delta = delta, .weight = weight, .out = x, .tokens = tokens,
+                           .dim = s.dim, .x_stride = s.dim, .out_stride = s.dim};
+  const int times = tokens > 512 ? 3 : 20;
+  const double us =
+      MedianMicros(times, [&](int i) { cuda::Route(params(i), context); }, context);
+  const double pair =
+      MedianMicros(times, [&](int i) { cuda::NormRoute(norm, params(i), context); }, context);
   const double bytes = 4.0 * s.experts * s.dim + 2.0 * tokens * s.dim;
-  std::printf("%-7s route tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read\n",
+  std::printf("%-7s route tokens %5d: %9.2f us %6.0f GB/s %6.1f TFLOP/s, %5.1f %% of read; with the "
+              "norm before it %9.2f us\n",
               s.what, tokens, us, bytes / us / 1e3, 2.0 * tokens * s.experts * s.dim / us / 1e6,
-              100 * bytes / us / 1e3 / ceilings.read_gbs);
+              100 * bytes / us / 1e3 / ceilings.read_gbs, pair);
   std::fflush(stdout);
   for (float* gate : gates) cudaFree(gate);
-  for (void* p :
-       {x, static_cast<void*>(bias), static_cast<void*>(ids), static_cast<void*>(weights)}) {
+  for (void* p : {x, delta, from, residual, static_cast<void*>(weight), static_cast<void*>(bias),
+                  static_cast<void*>(ids), static_cast<void*>(weights)}) {
     cudaFree(p);
   }
 }

@@ -30,8 +30,19 @@ bool RunFew(const cuda::Product& p, CudaContext& context) {
   return cuda::MatMulFew(p, {.rows = kRows, .splits = kSplits}, context);
 }
 
+template <int kPlan>
+bool RunHeld(const cuda::Product& p, CudaContext& context) {
+  return cuda::MatMulHeld(p, cuda::kHeldPlans[kPlan], context);
+}
+
 constexpr Path kPaths[] = {{"general", cuda::MatMulGeneral},
                            {"skinny", cuda::MatMulSkinny},
+                           {"held 64", RunHeld<0>},
+                           {"held 128", RunHeld<1>},
+                           {"held 256", RunHeld<2>},
+                           {"held 256 wide", RunHeld<3>},
+                           {"held 256 codes", RunHeld<4>},
+                           {"held 512 codes", RunHeld<5>},
                            {"few 64/1", RunFew<64, 1>},
                            {"few 64/4", RunFew<64, 4>},
                            {"few 128/1", RunFew<128, 1>},
@@ -183,6 +194,40 @@ TEST_CASE("every head has its own matrix") {
                                .row_offset = 7,
                                .col_offset = 72}},
                    device, rng);
+    }
+  }
+}
+
+// Rows that end within a block's, inputs within a warp's; slices that begin within a scale block.
+TEST_CASE("at most 8 rows of any shape", "[held]") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kBF16);
+  const auto below = [&](int64_t n) {
+    return static_cast<int64_t>(rng() % static_cast<uint64_t>(n));
+  };
+  for (int i = 0; i < 60; ++i) {
+    const bool f8 = i % 2 == 1, transposed = below(3) == 0;
+    const int64_t lead = f8 ? 16 * below(12) : below(40), other = below(200);
+    const int64_t k = 8 * (1 + below(i < 20 ? 20 : 240));
+    CheckProduct({.m = 1 + static_cast<int>(below(8)),
+                  .matrices = 1 + static_cast<int>(below(4)),
+                  .weight = {.n = 1 + below(i % 3 == 0 ? 40 : 700),
+                             .k = k,
+                             .dtype = f8 ? DType::kF8E4M3 : DType::kBF16,
+                             .transposed = transposed,
+                             .row_offset = transposed ? lead : other,
+                             .col_offset = transposed ? other : lead},
+                  .x_pad = 8 * below(3),
+                  .float_out = below(2) == 0},
+                 device, rng);
+  }
+  // The layers of released models, whole and divided by 8.
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const int m : {1, 3, 8}) {
+      CheckProduct({.m = m, .weight = {.n = 3648, .k = 2048, .dtype = dtype}}, device, rng);
+      CheckProduct({.m = m, .weight = {.n = 3072, .k = 1536, .dtype = dtype}}, device, rng);
+      CheckProduct({.m = m, .weight = {.n = 400, .k = 7168, .dtype = dtype}}, device, rng);
     }
   }
 }

@@ -1,3 +1,4 @@
+#include "kernels/cuda/packed_weight.h"
 #include "tests/kernels/cuda/attention_case.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -14,6 +15,10 @@ struct InputCase {
   int latent;
   int rope;
   int tokens;
+  int pad = 3;  // elements behind a latent row: of a multiple of 8 vectors fit
+  // Tokens of the absorbed products that go with it, by weights of this type.
+  int absorbed = 0;
+  DType weight = kB;
 };
 
 struct Input {
@@ -21,7 +26,7 @@ struct Input {
   static constexpr int kBlocks = 9;
   const InputCase& c;
   Values q;     // [tokens, heads, nope + rope]
-  Values kv_a;  // [tokens, latent + rope + 3]
+  Values kv_a;  // [tokens, latent + rope + pad]
   Values weight;
   Values cos_sin;
   std::vector<int32_t> positions;
@@ -42,7 +47,7 @@ struct Input {
     }
   }
 
-  int64_t KvStride() const { return c.latent + c.rope + 3; }
+  int64_t KvStride() const { return c.latent + c.rope + c.pad; }
   std::vector<float> Rotations() const {
     std::vector<float> values;
     for (int p = 0; p < kMaxPosition; ++p) {
@@ -89,6 +94,57 @@ struct Input {
   }
 };
 
+// The absorbed products [absorbed, heads, latent] of the queries' first parts.
+struct Absorbed {
+  const InputCase& c;
+  std::vector<RandomWeight> weights;
+  std::unique_ptr<PackedWeight> packed;
+  Output out;
+
+  Absorbed(const InputCase& test, CudaContext& context, Rng& rng)
+      : c(test), out(int64_t{test.absorbed} * test.heads * test.latent, test.act) {
+    std::vector<StackedSource> sources;
+    for (int h = 0; h < c.heads; ++h) {
+      weights.emplace_back(WeightShape{.n = c.latent, .k = c.nope, .dtype = c.weight}, rng);
+    }
+    for (const RandomWeight& w : weights) sources.push_back({w.source()});
+    packed = PackCudaWeight(sources, context);
+  }
+
+  HeadMatMulParams Params(const Input& input) const {
+    HeadMatMulParams p;
+    p.x = input.q.data();
+    p.x_stride = int64_t{c.heads} * (c.nope + c.rope);
+    p.x_head_stride = c.nope + c.rope;
+    p.w = packed.get();
+    p.y = out.data();
+    p.y_stride = int64_t{c.heads} * c.latent;
+    p.y_head_stride = c.latent;
+    p.m = c.absorbed;
+    p.heads = c.heads;
+    return p;
+  }
+
+  std::vector<double> Reference(const std::vector<float>& q) const {
+    std::vector<double> y;
+    for (int i = 0; i < c.absorbed * c.heads; ++i) {
+      const float* x = q.data() + i * (c.nope + c.rope);
+      for (int n = 0; n < c.latent; ++n) {
+        double sum = 0;
+        for (int k = 0; k < c.nope; ++k)
+          sum += weights[static_cast<size_t>(i % c.heads)].At(n, k) * x[k];
+        y.push_back(sum);
+      }
+    }
+    return y;
+  }
+
+  bool Holds(const Input& input) const {
+    return out.device.GuardIntact() && Close(std::string(c.name) + ", absorbed", out.Read(),
+                                             Reference(input.q.host), c.latent, 4e-3);
+  }
+};
+
 bool Holds(const InputCase& c, Rng& rng) {
   const Input input(c, rng);
   const int64_t dim = c.latent + c.rope;
@@ -112,8 +168,14 @@ bool Holds(const InputCase& c, Rng& rng) {
   p.cache = cache.data();
   p.cache_dtype = c.cache;
   p.tokens = c.tokens;
-  cuda::MlaInput(p, test.context);
-  bool good = test.Finished() && cache.device.GuardIntact() && input.q.device.GuardIntact();
+  const Absorbed absorbed(c, test.context, rng);
+  if (c.absorbed > 0) {
+    cuda::MlaInputAndAbsorb(p, absorbed.Params(input), test.context);
+  } else {
+    cuda::MlaInput(p, test.context);
+  }
+  bool good = test.Finished() && (c.absorbed == 0 || absorbed.Holds(input)) &&
+              cache.device.GuardIntact() && input.q.device.GuardIntact();
 
   good &= Close(std::string(c.name) + ", queries", input.q.Read(), input.Queries(), c.nope + c.rope,
                 c.act == DType::kF32 ? 1e-6 : 4e-3);
@@ -151,8 +213,29 @@ TEST_CASE("MlaInput turns the queries and writes normalised, turned latent rows"
       {"128 heads 128 + 64, latent 512, bf16", kB, kB, 128, 128, 512, 64, 9},
       {"3 heads 8 + 16, latent 264, bf16", kB, kB, 3, 8, 264, 16, 19},
       {"2 heads 7 + 2, latent 33, bf16 with float cache", kB, kF, 2, 7, 33, 2, 1},
+      {"16 heads 128 + 64, latent 512, bf16, vectors", kB, kB, 16, 128, 512, 64, 130, 8},
+      {"128 heads 128 + 64, latent 512, bf16, vectors", kB, kB, 128, 128, 512, 64, 9, 0},
+      {"3 heads 8 + 16, latent 264, bf16, vectors", kB, kB, 3, 8, 264, 16, 19, 16},
   };
   for (const InputCase& c : cases) CHECK(Holds(c, rng));
+}
+
+TEST_CASE("MlaInputAndAbsorb makes the absorbed products as well", "[held]") {
+  if (!HaveCudaDevice()) return;
+  Rng rng(RandomSeed());
+  for (const DType weight : {kB, DType::kF8E4M3}) {
+    const std::vector<InputCase> cases = {
+        {"16 heads, 1 token", kB, kB, 16, 128, 512, 64, 1, 0, 1, weight},
+        {"16 heads, 8 tokens", kB, kB, 16, 128, 512, 64, 8, 8, 8, weight},
+        {"16 heads, 5 of 7 tokens", kB, kB, 16, 128, 512, 64, 7, 8, 5, weight},
+        {"128 heads, 3 tokens", kB, kB, 128, 128, 512, 64, 3, 8, 3, weight},
+        {"3 heads 136 + 16, latent 264, 4 tokens", kB, kB, 3, 136, 264, 16, 4, 8, 4, weight},
+        {"in turn: 9 tokens", kB, kB, 16, 128, 512, 64, 9, 8, 9, weight},
+        {"in turn: 2 of 40 tokens", kB, kB, 16, 128, 512, 64, 40, 8, 2, weight},
+        {"in turn: odd rows", kB, kB, 16, 128, 512, 64, 4, 3, 4, weight},
+    };
+    for (const InputCase& c : cases) CHECK(Holds(c, rng));
+  }
 }
 
 }  // namespace

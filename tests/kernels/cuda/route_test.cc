@@ -1,11 +1,10 @@
 #include <algorithm>
 #include <cmath>
-#include <limits>
-#include <numeric>
 
 #include "kernels/cuda/ops.h"
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
+#include "tests/kernels/cuda/route_case.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
 
@@ -14,94 +13,6 @@ namespace {
 
 using namespace testing;
 
-struct RouteShape {
-  const char* name;
-  int tokens;
-  int64_t dim;
-  int experts, top_k, groups, limited_groups;
-  RouterScore score;
-  GroupScore group_score;
-  bool normalise, bias;
-  float route_scale;
-  DType act;
-};
-
-// One token in float64.
-struct TokenRouting {
-  std::vector<int32_t> ids;
-  std::vector<double> weights;
-  double margin = std::numeric_limits<double>::infinity();  // that the choice hung on
-
-  std::vector<int32_t> Best(const std::vector<double>& values, int count) {
-    std::vector<int32_t> order(values.size());
-    std::iota(order.begin(), order.end(), 0);
-    std::stable_sort(order.begin(), order.end(), [&](int a, int b) {
-      return values[static_cast<size_t>(a)] > values[static_cast<size_t>(b)];
-    });
-    for (size_t i = 0; i + 1 < order.size() && i < static_cast<size_t>(count); ++i) {
-      const double gap =
-          values[static_cast<size_t>(order[i])] - values[static_cast<size_t>(order[i + 1])];
-      margin = std::min(margin, gap);
-    }
-    order.resize(static_cast<size_t>(count));
-    return order;
-  }
-};
-
-TokenRouting RouteReference(const RouteShape& s, const float* x, const std::vector<float>& gate,
-                            const std::vector<float>& bias) {
-  std::vector<double> score(static_cast<size_t>(s.experts));
-  for (size_t e = 0; e < score.size(); ++e) {
-    for (int64_t k = 0; k < s.dim; ++k) {
-      score[e] +=
-          static_cast<double>(x[k]) * gate[e * static_cast<size_t>(s.dim) + static_cast<size_t>(k)];
-    }
-  }
-  double sum = 0;
-  const double top = *std::max_element(score.begin(), score.end());
-  for (double& v : score) {
-    v = s.score == RouterScore::kSigmoid ? 1 / (1 + std::exp(-v)) : std::exp(v - top);
-    sum += v;
-  }
-  if (s.score == RouterScore::kSoftmax) {
-    for (double& v : score) v /= sum;
-  }
-  std::vector<double> choice = score;
-  if (s.bias) {
-    for (size_t e = 0; e < choice.size(); ++e) choice[e] += bias[e];
-  }
-  TokenRouting routing;
-  const auto size = static_cast<size_t>(s.experts / s.groups);
-  if (s.limited_groups < s.groups) {
-    std::vector<double> group;
-    for (size_t g = 0; g < static_cast<size_t>(s.groups); ++g) {
-      std::vector<double> members(choice.begin() + static_cast<int64_t>(g * size),
-                                  choice.begin() + static_cast<int64_t>((g + 1) * size));
-      std::sort(members.rbegin(), members.rend());
-      group.push_back(s.group_score == GroupScore::kMax || size < 2 ? members[0]
-                                                                    : members[0] + members[1]);
-    }
-    std::vector<bool> kept(group.size());
-    for (int32_t g : routing.Best(group, s.limited_groups)) kept[static_cast<size_t>(g)] = true;
-    for (size_t e = 0; e < choice.size(); ++e) {
-      if (!kept[e / size]) choice[e] = -std::numeric_limits<double>::infinity();
-    }
-  }
-  routing.ids = routing.Best(choice, s.top_k);
-  double total = 0;
-  for (int32_t e : routing.ids) total += score[static_cast<size_t>(e)];
-  for (int32_t e : routing.ids) {
-    routing.weights.push_back(score[static_cast<size_t>(e)] * s.route_scale /
-                              (s.normalise ? total : 1.0));
-  }
-  return routing;
-}
-
-struct Routed {
-  std::vector<int32_t> ids;
-  std::vector<float> weights;
-};
-
 Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<float>& gate,
                 const std::vector<float>& bias, const std::vector<int32_t>& positions) {
   DeviceFixture fixture(s.act,
@@ -109,23 +20,14 @@ Routed RunRoute(const RouteShape& s, std::vector<float>& x, const std::vector<fl
   const GuardedBuffer x_device(ToAct(x, s.act)), gate_device(gate), bias_device(bias),
       positions_device(positions);
   const GuardedBuffer ids(s.tokens * s.top_k * 4), weights(s.tokens * s.top_k * 4);
-  cuda::Route({.x = x_device.as<void>(),
-               .gate = gate_device.as<float>(),
-               .bias = s.bias ? bias_device.as<float>() : nullptr,
-               .positions = positions_device.as<int32_t>(),
-               .tokens = s.tokens,
-               .dim = s.dim,
-               .experts = s.experts,
-               .top_k = s.top_k,
-               .groups = s.groups,
-               .limited_groups = s.limited_groups,
-               .score = s.score,
-               .group_score = s.group_score,
-               .normalise = s.normalise,
-               .route_scale = s.route_scale,
-               .ids = ids.as<int32_t>(),
-               .weights = weights.as<float>()},
-              fixture.context);
+  RouteParams p = ParamsOf(s);
+  p.x = x_device.as<void>();
+  p.gate = gate_device.as<float>();
+  p.bias = s.bias ? bias_device.as<float>() : nullptr;
+  p.positions = positions_device.as<int32_t>();
+  p.ids = ids.as<int32_t>();
+  p.weights = weights.as<float>();
+  cuda::Route(p, fixture.context);
   CHECK(fixture.Finished());
   CHECK(ids.GuardIntact());
   CHECK(weights.GuardIntact());
@@ -185,11 +87,6 @@ void CheckShape(std::mt19937_64& rng, const RouteShape& s) {
   CHECK(wrong == 0);
   CHECK(worst < 1e-5);
 }
-
-constexpr auto kSoftmax = RouterScore::kSoftmax;
-constexpr auto kSigmoid = RouterScore::kSigmoid;
-constexpr auto kMax = GroupScore::kMax;
-constexpr auto kTwo = GroupScore::kTopTwoSum;
 
 TEST_CASE("cuda route: every score and group rule against float64") {
   if (!HaveCudaDevice()) return;

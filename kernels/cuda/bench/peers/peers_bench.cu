@@ -121,8 +121,8 @@ void CompareDecode(const LatentCache& cache, int heads, int batch, int length,
 void CompareDecodes(const Ceilings& ceilings, CudaContext& context) {
   const LatentCache cache(context);
   for (const int heads : {16, 128}) {
-    for (const auto& [batch, length] :
-         std::vector<std::pair<int, int>>{{64, 512}, {256, 512}, {64, 8192}}) {
+    for (const auto& [batch, length] : std::vector<std::pair<int, int>>{
+             {1, 512}, {8, 512}, {64, 512}, {128, 512}, {256, 512}, {64, 8192}}) {
       CompareDecode(cache, heads, batch, length, ceilings, context);
     }
   }
