@@ -1,5 +1,3 @@
-#include <cstdlib>
-
 #include "kernels/cuda/moe_combine.h"
 #include "kernels/cuda/moe_tile.h"
 #include "kernels/cuda/quantise.cuh"
@@ -8,11 +6,6 @@
 namespace hadal::cuda {
 namespace {
 
-// TEMPORARY
-int Knob(const char* name, int otherwise) {
-  const char* value = std::getenv(name);
-  return value == nullptr ? otherwise : std::atoi(value);
-}
 int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
 }  // namespace
@@ -54,7 +47,7 @@ void SetOperand(const bf16* x, int k, TilePart& part) {
 
 // Tiles of 64 rows while experts have half of that in the mean, so that few experts have more.
 int TileRowsFor(int rows, int experts) {
-  return rows <= Knob("HADAL_FEW_ROWS", 32) * experts ? kSmallTileRows : kTileRows;
+  return rows <= kSmallTileRows / 2 * experts ? kSmallTileRows : kTileRows;
 }
 
 void SetWeights(const PackedWeight* w, int64_t n, TilePart& part) {
@@ -99,8 +92,6 @@ struct TileRun {
     args.shared.rows = has_shared ? p.tokens : 0;
   }
   void MultiplyW13() {
-    args.weight_rows = Knob("HADAL_WIDE", 0) & 1 ? 256 : 128;
-    args.guess_steps = Knob("HADAL_GUESS", 8);
     SetWeights(p.w13, p.width, args.experts);
     SetOut(hidden, width, args.experts);
     if (has_shared) SetWeights(p.shared.w13, p.shared.width, args.shared);
@@ -121,7 +112,6 @@ struct TileRun {
       SetOperand(hidden, width, args.experts);
       SetOperand(shared_hidden, shared_width, args.shared);
     }
-    args.weight_rows = Knob("HADAL_WIDE", 0) & 2 ? 256 : 128;
     args.tiles_known = true;
     args.experts.source = nullptr;
     SetWeights(p.w2, dim, args.experts);

@@ -55,8 +55,6 @@ struct TileArgs {
   // The tiles were there before the kernel before this one began its work: the first weights do not
   // wait for that one.
   bool tiles_known = false;
-  int weight_rows = 128;  // TEMPORARY: of an item, where tiles have 64 rows
-  int guess_steps = 0;    // TEMPORARY
   int tile_rows = 128;  // as SortRows() cut them
 };
 

@@ -131,7 +131,7 @@ __device__ __forceinline__ int BeginEarly(const TileArgs& a, const TileMemory<Sh
   }
   if (Shape::kBlocks == 1 && !a.tiles_known) {
     const TileItem guess = items.Guess(i);
-    PrefetchItem<Shape>(a, guess, min(a.guess_steps, items.Steps(guess)));
+    PrefetchItem<Shape>(a, guess, min(Shape::kSlots, items.Steps(guess)));
   }
   return 0;
 }

@@ -98,9 +98,6 @@ template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
   const bool wide = !kGated || HalvesAreBlocks(args);
   if (args.in_pairs && wide) return LaunchShape<kGated, 2, 256, 128>(args, max_tiles, context);
-  if (args.tile_rows != kTileRows && args.weight_rows == 256 && wide) {
-    return LaunchShape<kGated, 1, 256, 64>(args, max_tiles, context);
-  }
   args.tile_rows == kTileRows ? LaunchShape<kGated, 1, 128, 128>(args, max_tiles, context)
                               : LaunchShape<kGated, 1, 128, 64>(args, max_tiles, context);
 }
