@@ -60,6 +60,9 @@ __device__ __forceinline__ float LoadSharedFloat(uint32_t at) {
   return v;
 }
 
+__device__ __forceinline__ void StoreShared2(uint32_t at, uint16_t v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v));
+}
 __device__ __forceinline__ void StoreShared4(uint32_t at, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v));
 }

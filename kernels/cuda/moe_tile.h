@@ -27,6 +27,9 @@ struct TilePart {
   int matrices = 1;
   bf16* out = nullptr;  // [rows, out_stride]
   int out_stride = 0;   // when gated, columns from n up to it become 0
+  // Where TilesRound(), instead of `out`: its e4m3 codes [rows, n], scales [rows, n / 128].
+  uint8_t* codes = nullptr;
+  float* code_scale = nullptr;
 };
 
 // Division by what the host knows: exact while the quotient's numerator times the divisor is below
@@ -55,7 +58,8 @@ struct TileArgs {
   // The tiles were there before the kernel before this one began its work: the first weights do not
   // wait for that one.
   bool tiles_known = false;
-  int tile_rows = 128;  // as SortRows() cut them
+  int tile_rows = 128;    // as SortRows() cut them
+  int weight_rows = 128;  // of an item, where tiles have 64 rows
 };
 
 // Whether two blocks share weights: bf16 where most experts have more than one tile. FP8 tiles in pairs
@@ -63,6 +67,13 @@ struct TileArgs {
 inline bool TilesInPairs(bool fp8, int rows, int experts) {
   return fp8 ? rows >= kTileRows / 2 * experts : rows > kTileRows * experts;
 }
+
+// Whether 128 gate rows and their up rows each have one row of scales.
+inline bool HalvesAreBlocks(const TileArgs& args) {
+  return args.shared.n % 128 == 0 && args.experts.n % 128 == 0;
+}
+// Whether gated FP8 products round their outputs.
+inline bool TilesRound(const TileArgs& args) { return args.in_pairs && HalvesAreBlocks(args); }
 
 // By warpgroup products; fills in args' maps. max_tiles: bound of *experts.num_tiles.
 void LaunchTileBf16(TileArgs& args, bool gated, int max_tiles, CudaContext& context);

@@ -45,6 +45,9 @@ void LaunchShape(TileArgs& args, int max_tiles, CudaContext& context) {
 template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
   if (args.in_pairs) return LaunchShape<kGated, 2, 256, 128>(args, max_tiles, context);
+  if (args.tile_rows == kSmallTileRows && args.weight_rows == 256) {
+    return LaunchShape<kGated, 1, 256, 64>(args, max_tiles, context);
+  }
   args.tile_rows == kTileRows ? LaunchShape<kGated, 1, 256, 128>(args, max_tiles, context)
                               : LaunchShape<kGated, 1, 128, 64>(args, max_tiles, context);
 }

@@ -83,11 +83,6 @@ __global__ void __launch_bounds__(kTileThreads, 1)
 #endif
 }
 
-// Whether 128 gate rows and their up rows each have one row of scales.
-bool HalvesAreBlocks(const TileArgs& args) {
-  return args.shared.n % 128 == 0 && args.experts.n % 128 == 0;
-}
-
 template <bool kGated, int kBlocks, int kWeightRows, int kRows>
 void LaunchShape(TileArgs& args, int max_tiles, CudaContext& context) {
   LaunchTiles<TileShape<fp8, kGated, kBlocks, kWeightRows, kRows>>(
@@ -98,6 +93,9 @@ template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
   const bool wide = !kGated || HalvesAreBlocks(args);
   if (args.in_pairs && wide) return LaunchShape<kGated, 2, 256, 128>(args, max_tiles, context);
+  if (args.tile_rows == kSmallTileRows && args.weight_rows == 256 && wide) {
+    return LaunchShape<kGated, 1, 256, 64>(args, max_tiles, context);
+  }
   args.tile_rows == kTileRows ? LaunchShape<kGated, 1, 128, 128>(args, max_tiles, context)
                               : LaunchShape<kGated, 1, 128, 64>(args, max_tiles, context);
 }

@@ -31,6 +31,8 @@ struct TileShape {
   static constexpr int kGroupRows = kRows == 64 ? kWeightRows / 2 : kWeightRows;
   static constexpr int kGroupOutputs = kGated ? kGroupRows / 2 : kGroupRows;
   static constexpr int kSums = kGroupRows / 2;  // of a thread
+  // A warp has whole scale blocks of the outputs, which are inputs of FP8 products: it rounds them.
+  static constexpr bool kRounds = kGated && sizeof(W) == 1 && kGroupOutputs == 128;
   static constexpr int kBoxes = kGated && kRows == 64 ? 4 : 2;
   static constexpr int kBoxRows = kWeightRows / kBoxes;
   static constexpr int kXBytes = kRows * 128;

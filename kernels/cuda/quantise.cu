@@ -16,10 +16,11 @@ __global__ void __launch_bounds__(kThreads) QuantiseKernel(QuantiseParams p, uns
   const unsigned item = (blockIdx.x * kThreads + threadIdx.x) / kQuantiseLanes;
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  if (!p.silu_mul) return QuantiseItems<1>(p, blocks, p.rows, item, 0);
+  const unsigned rows = p.row_count == nullptr ? p.rows : min(p.rows, *p.row_count);
+  if (!p.silu_mul) return QuantiseItems<1>(p, blocks, rows, item, 0);
   const int64_t r = item / blocks, b = item - r * blocks;
   const int64_t col = b * kQuantiseColumns + threadIdx.x % kQuantiseLanes * 8;
-  const int64_t from = r >= p.rows ? -1 : p.row_of == nullptr ? r : p.row_of[r];
+  const int64_t from = r >= rows ? -1 : p.row_of == nullptr ? r : p.row_of[r];
   float v[8] = {};
   if (from >= 0 && col < p.columns) {
     const auto* gate = p.x + from * p.x_stride + col;
@@ -29,7 +30,7 @@ __global__ void __launch_bounds__(kThreads) QuantiseKernel(QuantiseParams p, uns
 #pragma unroll
     for (int i = 0; i < 8; ++i) v[i] = Silu(v[i]) * up[i];
   }
-  StoreQuantised(p, v, r, b, r < p.rows);
+  StoreQuantised(p, v, r, b, r < rows);
 }
 
 struct BothArgs {
@@ -67,10 +68,10 @@ void QuantiseBoth(const QuantiseParams& first, const QuantiseParams& second, Cud
   for (int i = 0; i < 2; ++i) {
     const int64_t blocks = QuantiseBlocks(a.part[i]);
     const int64_t wanted = (a.part[i].rows * blocks + kBothPerBlock - 1) / kBothPerBlock;
-    // A third of the multiprocessors where each block then takes at most four turns.
+    // A third of the multiprocessors where each block then takes at most four turns, else all.
     const int64_t room = context.sm_count * (i == 0 ? 3 : 1) / 12;
     a.blocks[i] = static_cast<unsigned>(blocks);
-    a.grid[i] = static_cast<unsigned>(std::max(std::min(wanted, room), wanted / 4));
+    a.grid[i] = static_cast<unsigned>(wanted > 4 * room ? wanted : std::min(wanted, room));
   }
   Launch(QuantiseBothKernel, dim3(std::max(1u, a.grid[0] + a.grid[1])), dim3(kBothThreads), 0,
          context, a);

@@ -100,7 +100,7 @@ struct Choices {
 void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Layer>>& layers,
               int tokens, MoePath path, const char* path_name, const Ceilings& ceilings,
               CudaContext& context) {
-  const int calls = tokens > 512 ? 3 : 20;
+  const int calls = tokens > 2048 ? 6 : 20;
   const Choices choices(s, tokens, calls);
   void* x = RandomDevice(tokens * s.dim, DType::kBF16, context);
   void* out = RandomDevice(tokens * s.dim, DType::kBF16, context);
