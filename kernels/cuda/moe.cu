@@ -44,8 +44,9 @@ float* SharedGeneral(const MoeParams& p, CudaContext& context) {
 void RunGeneral(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   const int rows = p.tokens * p.top_k;
-  const MoeRows sorted = SortRows({p.ids, p.local_index, p.tokens, p.top_k, p.experts, Cuda(p.w13).count},
-                                  kGeneralTileRows, context);
+  const MoeRows sorted =
+      SortRows({p.ids, p.local_index, p.tokens, p.top_k, p.experts, Cuda(p.w13).count},
+               kGeneralTileRows, context);
   char* hidden = context.scratch.Allocate<char>(rows * p.width * DTypeSize(context.act));
   float* out = context.scratch.Allocate<float>(rows * p.dim);
   GroupedArgs a{.x = p.x,
@@ -97,9 +98,9 @@ bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
 // The paths that keep outputs of rows in FP32 take so many tokens at a time.
 constexpr int kChunkTokens = 1024;
 
-// Rows per expert in the mean from which tiles are taken. On an H200, stream and tile take of the lite
-// model in bf16 236 and 215 us at 1.5 rows, 276 and 256 at 3; of FP8 133 and 121, 156 and 141; of one
-// of 8 ranks of 671B 166 and 161 at 0.5, 245 and 243 at 1. Yet tiles round FP8 activations.
+// Rows per expert in the mean from which tiles are taken. On an H200, stream and tile take of the
+// lite model in bf16 236 and 215 us at 1.5 rows, 276 and 256 at 3; of FP8 133 and 121, 156 and 141;
+// of one of 8 ranks of 671B 166 and 161 at 0.5, 245 and 243 at 1. Yet tiles round FP8 activations.
 int64_t ManyRows(DType weight) { return weight == DType::kF8E4M3 ? 6 : 1; }
 
 // The fastest that fits.

@@ -102,8 +102,8 @@ void LaunchTiles(void (*kernel)(TileArgs), TileArgs& args, int max_tiles, CudaCo
   const int64_t items = int64_t{groups} * tiles(args.shared.n, Shape::kOutputs) +
                         int64_t{tiles(max_tiles, Shape::kBlocks)} * tiles_n;
   const auto clusters = std::clamp<int64_t>(items, 1, context.sm_count / Shape::kBlocks);
-  LaunchClusters(kernel, static_cast<unsigned>(clusters * Shape::kBlocks), Shape::kBlocks, kTileThreads,
-                 Shape::kSharedBytes, context, args);
+  LaunchClusters(kernel, static_cast<unsigned>(clusters * Shape::kBlocks), Shape::kBlocks,
+                 kTileThreads, Shape::kSharedBytes, context, args);
 }
 
 }  // namespace hadal::cuda

@@ -10,9 +10,9 @@ struct TileGather {
   using Source = TileSource<Shape>;
   static constexpr int kRows = Source::kRows, kElement = sizeof(typename Shape::Weight);
   const char* x;
-  uint32_t offset[kRows];  // bytes
-  int rows_left;           // from the thread's first row on
-  int bytes;               // of a row
+  uint32_t offset[kRows];          // bytes
+  int rows_left;                   // from the thread's first row on
+  int bytes;                       // of a row
   const float* x_scale = nullptr;  // null: none to copy
   const float* w_scale = nullptr;
 

@@ -43,9 +43,10 @@ __device__ __forceinline__ uint32_t PackBf16(float low, float high) {
 template <typename Shape>
 using TileSums = float[Shape::kSums];
 
-// silu(gate) * up of four outputs of a row, to the place of `gate`. Their sigmoids share a reciprocal:
-// a multiprocessor makes 16 of those or of powers a cycle, which is most of what an item takes behind
-// its products. Below -20 the sigmoid stays at 2e-9, so that the product of four denominators is finite.
+// silu(gate) * up of four outputs of a row, to the place of `gate`. Their sigmoids share a
+// reciprocal: a multiprocessor makes 16 of those or of powers a cycle, which is most of what an
+// item takes behind its products. Below -20 the sigmoid stays at 2e-9, so that the product of four
+// denominators is finite.
 __device__ __forceinline__ void SiluMulFour(float* (&gate)[4], const float (&up)[4]) {
   float below[4], all;
 #pragma unroll
@@ -63,8 +64,8 @@ __device__ __forceinline__ void SiluMulFour(float* (&gate)[4], const float (&up)
   *gate[3] *= of_high * below[2] * up[3];
 }
 
-// Of gate and up sums the outputs, in the place of the first. No value depends on another row, which
-// may not be there.
+// Of gate and up sums the outputs, in the place of the first. No value depends on another row,
+// which may not be there.
 template <typename Shape>
 __device__ __forceinline__ void Activate(TileSums<Shape>& d) {
   constexpr int kUp = Shape::kSums / 2;
