@@ -39,7 +39,7 @@ __device__ void LoadActivations(const GroupedArgs& a, const RowTile& tile, int64
     float value = 0;
     if (r < tile.count && k0 + c < a.k) {
       const int row = tile.first + r;
-      const int64_t from = a.source == nullptr ? row : a.source[row] / a.source_div;
+      const int64_t from = a.source == nullptr ? row : a.source[row];
       value = ToFloat(static_cast<const Act*>(a.x)[from * a.x_stride + k0 + c]);
     }
     to[r][c] = value;

@@ -9,8 +9,7 @@ namespace hadal::cuda {
 struct GroupedArgs {
   const void* x = nullptr;  // rows of k elements of act
   int64_t x_stride = 0;
-  const int32_t* source = nullptr;  // row r reads x[source[r] / source_div]; null: x[r]
-  int source_div = 1;
+  const int32_t* source = nullptr;  // row r reads x[source[r]]; null: x[r]
   const RowTile* tiles = nullptr;  // null: one expert, number 0, with `rows` rows
   const int32_t* num_tiles = nullptr;
   int max_tiles = 0;

@@ -66,6 +66,12 @@ __device__ __forceinline__ void CopyTileToBoth(uint32_t to, const CUtensorMap* m
       "l"(map), "r"(column), "r"(row), "r"(barrier), "h"(static_cast<uint16_t>(3))
       : "memory");
 }
+// To the second-level cache.
+__device__ __forceinline__ void PrefetchTile(const CUtensorMap* map, int column, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.2d.L2.global.tile [%0, {%1, %2}];" ::"l"(map),
+               "r"(column), "r"(row)
+               : "memory");
+}
 __device__ __forceinline__ void PrefetchMap(const CUtensorMap* map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(map) : "memory");
 }

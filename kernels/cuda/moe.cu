@@ -44,14 +44,14 @@ float* SharedGeneral(const MoeParams& p, CudaContext& context) {
 void RunGeneral(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   const int rows = p.tokens * p.top_k;
-  const MoeRows sorted = SortRows({p.ids, p.local_index, rows, p.experts, Cuda(p.w13).count},
-                                  kGeneralTileRows, context);
+  const MoeRows sorted =
+      SortRows({p.ids, p.local_index, p.tokens, p.top_k, p.experts, Cuda(p.w13).count},
+               kGeneralTileRows, context);
   char* hidden = context.scratch.Allocate<char>(rows * p.width * DTypeSize(context.act));
   float* out = context.scratch.Allocate<float>(rows * p.dim);
   GroupedArgs a{.x = p.x,
                 .x_stride = p.dim,
                 .source = sorted.source,
-                .source_div = p.top_k,
                 .tiles = sorted.tiles,
                 .num_tiles = sorted.num_tiles,
                 .max_tiles = sorted.max_tiles,
@@ -98,14 +98,15 @@ bool MoePathFits(const MoeParams& p, MoePath path, const CudaContext& context) {
 // The paths that keep outputs of rows in FP32 take so many tokens at a time.
 constexpr int kChunkTokens = 1024;
 
-// Rows per expert in the mean from which tiles of 128 rows are faster: on an H200, stream and tile take
-// of the lite model in bf16 297 and 289 us at 6 rows, 320 and 296 at 12; of FP8 171 and 165, 178 and 173;
-// of one of 8 ranks of 671B 381 and 386 at 4, 405 and 394 at 8.
-constexpr int64_t kManyRows = 6;
+// Rows per expert in the mean from which tiles are taken. On an H200, stream and tile take of the
+// lite model in bf16 236 and 215 us at 1.5 rows, 276 and 256 at 3; of FP8 133 and 121, 156 and 141;
+// of one of 8 ranks of 671B 166 and 161 at 0.5, 245 and 243 at 1. Yet tiles round FP8 activations.
+int64_t ManyRows(DType weight) { return weight == DType::kF8E4M3 ? 6 : 1; }
 
 // The fastest that fits.
 MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
-  const bool many = int64_t{p.tokens} * p.top_k >= kManyRows * p.experts;
+  const bool many =
+      int64_t{p.tokens} * p.top_k >= ManyRows(Cuda(p.w13).dtype) * p.experts;
   for (const MoePath path :
        {MoePath::kFew, many ? MoePath::kTile : MoePath::kStream, MoePath::kStream}) {
     if (MoePathFits(p, path, context)) return path;

@@ -20,43 +20,52 @@ __device__ __forceinline__ void AddScaled(const Pack<T, kVec>& x, float factor, 
   for (int i = 0; i < kVec; ++i) sum[i] += factor * ToFloat(x.at[i]);
 }
 
-// sum += the choices first .. first + kAtOnce of token t at column c.
-template <typename Row, int kVec>
-__device__ __forceinline__ void AddChoices(const CombineArgs& a, int64_t t, int64_t c, int first,
-                                           float* sum) {
+// The choices first .. first + kAtOnce of a token.
+struct ChoicesOf {
   int row[kAtOnce];
   float factor[kAtOnce];
-  Pack<Row, kVec> x[kAtOnce];
+
+  __device__ __forceinline__ ChoicesOf(const CombineArgs& a, int64_t t, int first) {
 #pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    const int64_t choice = t * a.top_k + first + j;
-    row[j] = first + j < a.top_k ? a.row_of[choice] : -1;
-    factor[j] = row[j] >= 0 && a.weights != nullptr ? a.weights[choice] : 1.0f;
+    for (int j = 0; j < kAtOnce; ++j) {
+      const int64_t choice = t * a.top_k + first + j;
+      const bool there = first + j < a.top_k;
+      row[j] = there ? __ldcg(a.row_of + choice) : -1;
+      factor[j] = there && a.weights != nullptr ? __ldcg(a.weights + choice) : 1.0f;
+    }
   }
+  // sum += their rows at column c.
+  template <typename Row, int kVec>
+  __device__ __forceinline__ void Add(const CombineArgs& a, int64_t c, float* sum) const {
+    Pack<Row, kVec> x[kAtOnce];
 #pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    if (row[j] >= 0) x[j] = LoadPack<Row, kVec>(a.rows, int64_t{row[j]} * a.dim + c);
-  }
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (row[j] >= 0) x[j] = LoadPack<Row, kVec>(a.rows, int64_t{row[j]} * a.dim + c);
+    }
 #pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    if (row[j] >= 0) AddScaled<Row, kVec>(x[j], factor[j], sum);
+    for (int j = 0; j < kAtOnce; ++j) {
+      if (row[j] >= 0) AddScaled<Row, kVec>(x[j], factor[j], sum);
+    }
   }
-}
+};
 
 // One thread per kVec elements of one token.
 template <typename Act, typename Row, int kVec>
 __global__ void __launch_bounds__(kThreads) CombineKernel(CombineArgs a) {
-  WaitForPrevious();
-  AllowNext();
   const int64_t columns = a.dim / kVec;
   const int64_t unit = int64_t{blockIdx.x} * kThreads + threadIdx.x;
+  const int64_t t = min(unit / columns, int64_t{a.tokens} - 1), c = unit % columns * kVec;
+  if (!a.choices_known) WaitForPrevious();
+  const ChoicesOf choices(a, t, 0);
+  if (a.choices_known) WaitForPrevious();
+  AllowNext();
   if (unit >= a.tokens * columns) return;
-  const int64_t t = unit / columns, c = unit % columns * kVec;
   float sum[kVec] = {};
   if (a.shared != nullptr) {
     AddScaled<Row, kVec>(LoadPack<Row, kVec>(a.shared, t * a.dim + c), 1.0f, sum);
   }
-  for (int j = 0; j < a.top_k; j += kAtOnce) AddChoices<Row, kVec>(a, t, c, j, sum);
+  choices.Add<Row, kVec>(a, c, sum);
+  for (int j = kAtOnce; j < a.top_k; j += kAtOnce) ChoicesOf(a, t, j).Add<Row, kVec>(a, c, sum);
   Pack<Act, kVec> out;
 #pragma unroll
   for (int i = 0; i < kVec; ++i) out.at[i] = FromFloat<Act>(sum[i]);

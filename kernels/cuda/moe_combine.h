@@ -11,6 +11,8 @@ struct CombineArgs {
   const void* rows = nullptr;       // [rows, dim] of row_dtype
   const int32_t* row_of = nullptr;  // [tokens, top_k], -1: skipped
   const float* weights = nullptr;   // [tokens, top_k]; null: 1
+  // row_of and weights were there before the kernel before this one began its work.
+  bool choices_known = false;
   void* out = nullptr;              // [tokens, dim] act
   int tokens = 0;
   int top_k = 0;

@@ -49,12 +49,20 @@ __device__ __forceinline__ uint4 LoadShared16(uint32_t at) {
                : "r"(at));
   return v;
 }
+__device__ __forceinline__ uint32_t LoadShared4(uint32_t at) {
+  uint32_t v;
+  asm volatile("ld.shared.u32 %0, [%1];" : "=r"(v) : "r"(at));
+  return v;
+}
 __device__ __forceinline__ float LoadSharedFloat(uint32_t at) {
   float v;
   asm volatile("ld.shared.f32 %0, [%1];" : "=f"(v) : "r"(at));
   return v;
 }
 
+__device__ __forceinline__ void StoreShared2(uint32_t at, uint16_t v) {
+  asm volatile("st.shared.u16 [%0], %1;" ::"r"(at), "h"(v));
+}
 __device__ __forceinline__ void StoreShared4(uint32_t at, uint32_t v) {
   asm volatile("st.shared.u32 [%0], %1;" ::"r"(at), "r"(v));
 }

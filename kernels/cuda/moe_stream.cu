@@ -63,7 +63,7 @@ void MoeStream(const MoeParams& p, CudaContext& context) {
   const int rows = p.tokens * p.top_k, dim = static_cast<int>(p.dim);
   const int tokens = TileTokens(p, context);
   const MoeRows sorted =
-      SortRows({p.ids, p.local_index, rows, p.experts, p.w13->count}, tokens, context);
+      SortRows({p.ids, p.local_index, p.tokens, p.top_k, p.experts, p.w13->count}, tokens, context);
   const int stride = RoundUp8(p.width), shared_stride = RoundUp8(p.shared.width);
   const bool has_shared = p.shared.w13 != nullptr;
   bf16* hidden = scratch.Allocate<bf16>(int64_t{rows} * stride);
@@ -73,7 +73,6 @@ void MoeStream(const MoeParams& p, CudaContext& context) {
 
   StreamArgs a;
   a.experts.source = sorted.source;
-  a.experts.source_div = p.top_k;
   a.experts.tiles = sorted.tiles;
   a.experts.num_tiles = sorted.num_tiles;
   SetInput(p.x, dim, a.experts);

@@ -9,8 +9,7 @@ namespace hadal::cuda {
 // One of the two products of an item list: the shared MLP (`tiles` null) or the experts.
 struct StreamPart {
   const bf16* x = nullptr;          // rows of x_stride
-  const int32_t* source = nullptr;  // row r reads x row source[r] / source_div; null: x row r
-  int source_div = 1;
+  const int32_t* source = nullptr;  // row r reads x row source[r]; null: x row r
   int x_stride = 0;
   int k = 0;  // of x; beyond it x is not read
   const RowTile* tiles = nullptr;

@@ -140,7 +140,7 @@ struct StreamProducer {
       x_valid[i] = r < at.tile.count;
       const int from = at.tile.first + (x_valid[i] ? r : 0);
       x[i] = p.x + static_cast<int64_t>(
-                       p.source == nullptr ? from : __ldcg(p.source + from) / p.source_div) *
+                       p.source == nullptr ? from : __ldcg(p.source + from)) *
                        p.x_stride;
     }
   }

@@ -106,15 +106,14 @@ struct StreamF8Gather {
   __device__ __forceinline__ StreamF8Gather(const StreamF8Part& p, const RowTile& tile,
                                             const StreamF8Source<Shape>& source)
       : codes(p.split.codes) {
-    const auto row_of = [&](int from) { return p.source == nullptr ? from : from / p.source_div; };
 #pragma unroll
     for (int i = 0; i < kRows; ++i) {
       const int r = static_cast<int>(threadIdx.x) / 8 + i * 16;
-      const int row = row_of(source.token[i % source.kTokens]) * 2 + r / Shape::kTokens;
+      const int row = source.token[i % source.kTokens] * 2 + r / Shape::kTokens;
       offset[i] = static_cast<uint32_t>(row) * p.split.blocks * 128 + threadIdx.x % 8 * 16;
       valid |= static_cast<int>(r % Shape::kTokens < tile.count) << i;
     }
-    scale = p.split.scales + int64_t{row_of(source.scaled)} * p.split.blocks;
+    scale = p.split.scales + int64_t{source.scaled} * p.split.blocks;
     valid |= static_cast<int>(static_cast<int>(threadIdx.x) < min(tile.count, Shape::kTokens)) << kRows;
   }
   __device__ __forceinline__ void Copy(uint32_t x, uint32_t scales, int step) const {

@@ -11,11 +11,11 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, in
   int before = slot.index;  // slot to hand back
   for (int step = 0; step < steps; ++step) {
     memory.AwaitFull(slot);
-    const uint64_t x = TileDescriptor(memory.x(slot.index) + group * 64 * 128);
-    const uint64_t w = TileDescriptor(memory.weights(slot.index));
+    const uint64_t x = TileDescriptor(memory.group_x(slot.index, group));
+    const uint64_t w = TileDescriptor(memory.group_weights(slot.index, group));
     BeginProducts();
 #pragma unroll
-    for (int k = 0; k < 4; ++k) WgmmaBf16N256(d, x + k * 2, w + k * 2, step > 0 || k > 0);
+    for (int k = 0; k < 4; ++k) WgmmaBf16(d, x + k * 2, w + k * 2, step > 0 || k > 0);
     CommitProducts();
     AwaitProducts<1>();
     if (step > 0 && speaks) memory.HandBack(before);
@@ -26,21 +26,30 @@ __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, in
   if (speaks) memory.HandBack(before);
 }
 
-template <bool kGated, int kBlocks>
+template <bool kGated, int kBlocks, int kWeightRows, int kRows>
 __global__ void __launch_bounds__(kTileThreads, 1)
     TileBf16Kernel(const __grid_constant__ TileArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
-  using Shape = TileShape<bf16, kGated, kBlocks>;
+  using Shape = TileShape<bf16, kGated, kBlocks, kWeightRows, kRows>;
   RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
 }
 
+template <bool kGated, int kBlocks, int kWeightRows, int kRows>
+void LaunchShape(TileArgs& args, int max_tiles, CudaContext& context) {
+  LaunchTiles<TileShape<bf16, kGated, kBlocks, kWeightRows, kRows>>(
+      TileBf16Kernel<kGated, kBlocks, kWeightRows, kRows>, args, max_tiles, context);
+}
+
 template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
-  args.in_pairs
-      ? LaunchTiles<TileShape<bf16, kGated, 2>>(TileBf16Kernel<kGated, 2>, args, max_tiles, context)
-      : LaunchTiles<TileShape<bf16, kGated, 1>>(TileBf16Kernel<kGated, 1>, args, max_tiles, context);
+  if (args.in_pairs) return LaunchShape<kGated, 2, 256, 128>(args, max_tiles, context);
+  if (args.tile_rows == kSmallTileRows && args.weight_rows == 256) {
+    return LaunchShape<kGated, 1, 256, 64>(args, max_tiles, context);
+  }
+  args.tile_rows == kTileRows ? LaunchShape<kGated, 1, 256, 128>(args, max_tiles, context)
+                              : LaunchShape<kGated, 1, 128, 64>(args, max_tiles, context);
 }
 
 }  // namespace

@@ -3,31 +3,35 @@
 namespace hadal::cuda {
 namespace {
 
-// Sums of 128 weight rows, of one step.
-using PartSums = float[64];
-constexpr int kPartWeightBytes = 128 * 128;
+// A step's products of at most 128 weight rows at a time, in sums of their own.
+template <typename Shape>
+constexpr int kPartRows = Shape::kGroupRows < 128 ? Shape::kGroupRows : 128;
 
 // Of a step: of a thread's rows g and g + 8, and of the two halves of the weight rows (gate and up,
 // or outputs and those behind them).
 struct StepScales {
   float x[2], w[2];
 
+  template <typename Shape>
   __device__ __forceinline__ static StepScales Of(uint32_t scales, int row) {
-    const uint32_t x = scales + row * 4, w = scales + kTileRows * 4;
+    const uint32_t x = scales + row * 4, w = scales + Shape::kRows * 4;
     return {{LoadSharedFloat(x), LoadSharedFloat(x + 32)},
             {LoadSharedFloat(w), LoadSharedFloat(w + 4)}};
   }
 };
 
-// Sums of weight rows from 128 kPart on += those of one step times their scales.
+// Sums of weight rows from kPartRows kPart on += those of one step times their scales.
 template <typename Shape, int kPart>
-__device__ __forceinline__ void AddScaled(const StepScales& s, const PartSums& part,
+__device__ __forceinline__ void AddScaled(const StepScales& s, int group,
+                                          const float (&part)[kPartRows<Shape> / 2],
                                           TileSums<Shape>& d) {
-  constexpr int kHalf = Shape::kWeightRows / 4;  // sums of a half
+  constexpr bool kHalves =
+      Shape::kIsGated || Shape::kRows == 128;  // of a warpgroup's own weight rows
 #pragma unroll
-  for (int i = 0; i < 64; i += 4) {
-    const int at = kPart * 64 + i, half = at / kHalf;
-    const float low = s.x[0] * s.w[half], high = s.x[1] * s.w[half];
+  for (int i = 0; i < kPartRows<Shape> / 2; i += 4) {
+    const int at = kPart * kPartRows<Shape> / 2 + i;
+    const float w = kHalves ? s.w[at / (Shape::kSums / 2)] : group == 0 ? s.w[0] : s.w[1];
+    const float low = s.x[0] * w, high = s.x[1] * w;
     d[at] += low * part[i];
     d[at + 1] += low * part[i + 1];
     d[at + 2] += high * part[i + 2];
@@ -38,56 +42,62 @@ __device__ __forceinline__ void AddScaled(const StepScales& s, const PartSums& p
 template <typename Shape, int kPart>
 __device__ __forceinline__ void MultiplyPart(const TileMemory<Shape>& memory, int group, int slot,
                                              const StepScales& scales, TileSums<Shape>& d) {
-  const uint64_t x = TileDescriptor(memory.x(slot) + group * 64 * 128);
-  const uint64_t w = TileDescriptor(memory.weights(slot) + kPart * kPartWeightBytes);
-  PartSums part;
+  const uint64_t x = TileDescriptor(memory.group_x(slot, group));
+  const uint64_t w =
+      TileDescriptor(memory.group_weights(slot, group) + kPart * kPartRows<Shape> * 128);
+  float part[kPartRows<Shape> / 2];
   BeginProducts();
 #pragma unroll
-  for (int k = 0; k < 4; ++k) WgmmaFp8N128(part, x + k * 2, w + k * 2, k > 0);
+  for (int k = 0; k < 4; ++k) WgmmaFp8(part, x + k * 2, w + k * 2, k > 0);
   CommitProducts();
   AwaitProducts<0>();
-  constexpr bool kLast = (kPart + 1) * 128 == Shape::kWeightRows;
+  constexpr bool kLast = (kPart + 1) * kPartRows<Shape> == Shape::kGroupRows;
   if (kLast && threadIdx.x % 32 == 0) memory.HandBack(slot);
-  AddScaled<Shape, kPart>(scales, part, d);
+  AddScaled<Shape, kPart>(scales, group, part, d);
 }
 
 template <typename Shape>
 __device__ __forceinline__ void MultiplyItem(const TileMemory<Shape>& memory, int steps, int group,
                                              TileSlot<Shape::kSlots>& slot, TileSums<Shape>& d) {
-  const int row = group * 64 + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
+  const int row =
+      (Shape::kRows == 64 ? 0 : group * 64) + threadIdx.x % 128 / 32 * 16 + threadIdx.x % 32 / 4;
 #pragma unroll
-  for (int i = 0; i < Shape::kWeightRows / 2; ++i) d[i] = 0;
+  for (int i = 0; i < Shape::kSums; ++i) d[i] = 0;
   for (int step = 0; step < steps; ++step) {
     memory.AwaitFull(slot);
-    const auto scales = StepScales::Of(memory.scales(slot.index), row);
+    const auto scales = StepScales::Of<Shape>(memory.scales(slot.index), row);
     MultiplyPart<Shape, 0>(memory, group, slot.index, scales, d);
-    if constexpr (Shape::kWeightRows == 256) {
+    if constexpr (Shape::kGroupRows == 256)
       MultiplyPart<Shape, 1>(memory, group, slot.index, scales, d);
-    }
     slot.Next();
   }
 }
 
-template <bool kGated, int kBlocks>
+template <bool kGated, int kBlocks, int kWeightRows, int kRows>
 __global__ void __launch_bounds__(kTileThreads, 1)
     TileFp8Kernel(const __grid_constant__ TileArgs a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(128) char shared[];
-  using Shape = TileShape<fp8, kGated, kBlocks>;
+  using Shape = TileShape<fp8, kGated, kBlocks, kWeightRows, kRows>;
   RunTiles<Shape>(a, shared, [](auto&&... item) { MultiplyItem<Shape>(item...); });
 #endif
 }
 
-// Whether 128 gate rows and their up rows each have one row of scales.
-bool HalvesAreBlocks(const TileArgs& args) {
-  return args.shared.n % 128 == 0 && args.experts.n % 128 == 0;
+template <bool kGated, int kBlocks, int kWeightRows, int kRows>
+void LaunchShape(TileArgs& args, int max_tiles, CudaContext& context) {
+  LaunchTiles<TileShape<fp8, kGated, kBlocks, kWeightRows, kRows>>(
+      TileFp8Kernel<kGated, kBlocks, kWeightRows, kRows>, args, max_tiles, context);
 }
 
 template <bool kGated>
 void LaunchTile(TileArgs& args, int max_tiles, CudaContext& context) {
-  args.in_pairs && (!kGated || HalvesAreBlocks(args))
-      ? LaunchTiles<TileShape<fp8, kGated, 2>>(TileFp8Kernel<kGated, 2>, args, max_tiles, context)
-      : LaunchTiles<TileShape<fp8, kGated, 1>>(TileFp8Kernel<kGated, 1>, args, max_tiles, context);
+  const bool wide = !kGated || HalvesAreBlocks(args);
+  if (args.in_pairs && wide) return LaunchShape<kGated, 2, 256, 128>(args, max_tiles, context);
+  if (args.tile_rows == kSmallTileRows && args.weight_rows == 256 && wide) {
+    return LaunchShape<kGated, 1, 256, 64>(args, max_tiles, context);
+  }
+  args.tile_rows == kTileRows ? LaunchShape<kGated, 1, 128, 128>(args, max_tiles, context)
+                              : LaunchShape<kGated, 1, 128, 64>(args, max_tiles, context);
 }
 
 }  // namespace

@@ -1,63 +1,55 @@
+#include <algorithm>
+
 #include "kernels/cuda/convert.cuh"
 #include "kernels/cuda/launch.cuh"
-#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/quantise_row.cuh"
 
 namespace hadal::cuda {
 namespace {
 
 constexpr int kThreads = 256;
-constexpr int kBlock = 128;         // columns that share a scale
-constexpr int kLanes = kBlock / 8;  // threads of a block of columns, 16 bytes each
+constexpr int kBothThreads = 1024;
+constexpr int kBothItems = 4;  // of a thread, at once
+constexpr int kBothPerBlock = kBothThreads / kQuantiseLanes * kBothItems;
 
-__device__ void LoadEight(const __nv_bfloat16* from, float (&v)[8]) {
-  const uint4 bits = *reinterpret_cast<const uint4*>(from);
-  const auto* pairs = reinterpret_cast<const __nv_bfloat162*>(&bits);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    const float2 pair = __bfloat1622float2(pairs[i]);
-    v[2 * i] = pair.x;
-    v[2 * i + 1] = pair.y;
-  }
-}
-
-// Sixteen lanes per row and block of columns.
-__global__ void __launch_bounds__(kThreads) QuantiseKernel(QuantiseParams p, int64_t blocks) {
-  const int64_t item = (int64_t{blockIdx.x} * kThreads + threadIdx.x) / kLanes;
-  const int64_t r = item / blocks, b = item % blocks;
-  const int64_t col = b * kBlock + threadIdx.x % kLanes * 8;
+__global__ void __launch_bounds__(kThreads) QuantiseKernel(QuantiseParams p, unsigned blocks) {
+  const unsigned item = (blockIdx.x * kThreads + threadIdx.x) / kQuantiseLanes;
   cudaGridDependencySynchronize();
   cudaTriggerProgrammaticLaunchCompletion();
-  const int rows = p.row_count == nullptr ? p.rows : min(p.rows, *p.row_count);
-  float v[8] = {};
+  const unsigned rows = p.row_count == nullptr ? p.rows : min(p.rows, *p.row_count);
+  if (!p.silu_mul) return QuantiseItems<1>(p, blocks, rows, item, 0);
+  const int64_t r = item / blocks, b = item - r * blocks;
+  const int64_t col = b * kQuantiseColumns + threadIdx.x % kQuantiseLanes * 8;
   const int64_t from = r >= rows ? -1 : p.row_of == nullptr ? r : p.row_of[r];
+  float v[8] = {};
   if (from >= 0 && col < p.columns) {
-    LoadEight(p.x + from * p.x_stride + col, v);
-    if (p.silu_mul) {
-      float up[8];
-      LoadEight(p.x + from * p.x_stride + p.columns + col, up);
+    const auto* gate = p.x + from * p.x_stride + col;
+    float up[8];
+    WidenEight(*reinterpret_cast<const uint4*>(gate), v);
+    WidenEight(*reinterpret_cast<const uint4*>(gate + p.columns), up);
 #pragma unroll
-      for (int i = 0; i < 8; ++i) v[i] = Silu(v[i]) * up[i];
-    }
+    for (int i = 0; i < 8; ++i) v[i] = Silu(v[i]) * up[i];
   }
-  float amax = 1e-4f;
-#pragma unroll
-  for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(v[i]));
-#pragma unroll
-  for (int lane = kLanes / 2; lane > 0; lane /= 2) {
-    amax = fmaxf(amax, __shfl_xor_sync(0xffffffffu, amax, lane));
-  }
-  if (r >= rows) return;
-  const float inverse = 448.0f / amax;
-  uint2 codes;
-  auto* pairs = reinterpret_cast<__nv_fp8x2_storage_t*>(&codes);
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(v[2 * i] * inverse, v[2 * i + 1] * inverse),
-                                        __NV_SATFINITE, __NV_E4M3);
-  }
-  if (col < p.columns) *reinterpret_cast<uint2*>(p.codes + r * p.code_stride + col) = codes;
-  if (threadIdx.x % kLanes == 0) {
-    p.scales[r * p.scale_row_stride + b * p.scale_block_stride] = amax / 448.0f;
+  StoreQuantised(p, v, r, b, r < rows);
+}
+
+struct BothArgs {
+  QuantiseParams part[2];
+  unsigned blocks[2];  // of columns
+  unsigned grid[2];
+};
+
+// The kernel behind this one starts at once where there is room.
+__global__ void __launch_bounds__(kBothThreads) QuantiseBothKernel(BothArgs a) {
+  cudaTriggerProgrammaticLaunchCompletion();
+  const bool second = blockIdx.x >= a.grid[0];
+  const QuantiseParams& p = a.part[second];
+  const unsigned blocks = a.blocks[second], rank = blockIdx.x - (second ? a.grid[0] : 0);
+  const unsigned rows = p.row_count == nullptr ? p.rows : min(p.rows, __ldcg(p.row_count));
+  cudaGridDependencySynchronize();
+  constexpr unsigned kStride = kBothThreads / kQuantiseLanes;
+  for (unsigned i = rank * kBothPerBlock; i < rows * blocks; i += a.grid[second] * kBothPerBlock) {
+    QuantiseItems<kBothItems>(p, blocks, rows, i + threadIdx.x / kQuantiseLanes, kStride);
   }
 }
 
@@ -65,10 +57,24 @@ __global__ void __launch_bounds__(kThreads) QuantiseKernel(QuantiseParams p, int
 
 void Quantise(const QuantiseParams& p, CudaContext& context) {
   if (p.rows == 0) return;
-  const int64_t blocks = (p.columns + kBlock - 1) / kBlock;
-  const int64_t threads = p.rows * blocks * kLanes;
+  const int64_t blocks = QuantiseBlocks(p), threads = p.rows * blocks * kQuantiseLanes;
   Launch(QuantiseKernel, dim3(static_cast<unsigned>((threads + kThreads - 1) / kThreads)),
-         dim3(kThreads), 0, context, p, blocks);
+         dim3(kThreads), 0, context, p, static_cast<unsigned>(blocks));
+  HADAL_CUDA_LAUNCHED();
+}
+
+void QuantiseBoth(const QuantiseParams& first, const QuantiseParams& second, CudaContext& context) {
+  BothArgs a{{first, second}, {}, {}};
+  for (int i = 0; i < 2; ++i) {
+    const int64_t blocks = QuantiseBlocks(a.part[i]);
+    const int64_t wanted = (a.part[i].rows * blocks + kBothPerBlock - 1) / kBothPerBlock;
+    // A third of the multiprocessors where each block then takes at most four turns, else all.
+    const int64_t room = context.sm_count * (i == 0 ? 3 : 1) / 12;
+    a.blocks[i] = static_cast<unsigned>(blocks);
+    a.grid[i] = static_cast<unsigned>(wanted > 4 * room ? wanted : std::min(wanted, room));
+  }
+  Launch(QuantiseBothKernel, dim3(std::max(1u, a.grid[0] + a.grid[1])), dim3(kBothThreads), 0,
+         context, a);
   HADAL_CUDA_LAUNCHED();
 }
 

@@ -16,7 +16,8 @@ struct QuantiseParams {
   int64_t x_stride = 0;
   const int32_t* row_of =
       nullptr;  // [rows] row of x, -1: a row of zeros; null: row i is row i of x
-  const int32_t* row_count = nullptr;  // device; rows from here on are left alone. Null: all count
+  // Device; rows from here on are left alone. Null: all count.
+  const int32_t* row_count = nullptr;
   int rows = 0;
   int64_t columns = 0;
   bool silu_mul = false;     // quantise silu(first half) * second half
@@ -29,5 +30,10 @@ struct QuantiseParams {
 };
 
 void Quantise(const QuantiseParams& p, CudaContext& context);
+
+// Two operands, few rows by few multiprocessors, so that the kernel behind fetches its weights meanwhile; it
+// may start before the wait of the one before this. REQUIRES: no silu_mul; row_count was there
+// before the kernel before this one began its work.
+void QuantiseBoth(const QuantiseParams& first, const QuantiseParams& second, CudaContext& context);
 
 }  // namespace hadal::cuda

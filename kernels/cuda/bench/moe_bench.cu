@@ -100,7 +100,7 @@ struct Choices {
 void BenchMoe(const Shape& s, DType dtype, const std::vector<std::unique_ptr<Layer>>& layers,
               int tokens, MoePath path, const char* path_name, const Ceilings& ceilings,
               CudaContext& context) {
-  const int calls = tokens > 512 ? 3 : 20;
+  const int calls = tokens > 2048 ? 6 : 20;
   const Choices choices(s, tokens, calls);
   void* x = RandomDevice(tokens * s.dim, DType::kBF16, context);
   void* out = RandomDevice(tokens * s.dim, DType::kBF16, context);
@@ -153,7 +153,7 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   for (const int tokens : {8, 16, 32, 64, 128, 256, 512}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kStream, "stream", ceilings, context);
   }
-  for (const int tokens : {32, 64, 128, 256, 512, 1024, 2048, 8192}) {
+  for (const int tokens : {16, 32, 64, 128, 256, 512, 1024, 2048, 8192}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kTile, "tile", ceilings, context);
   }
 }

@@ -236,6 +236,11 @@ TEST_CASE("cuda moe: few rows per expert against float64", "[stream]") {
       {"fp8 lead 16", 12, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 128, 16},
       {"fp8 64 tokens", 64, 8, 32, 8, 512, 256, 128, kF8, kBf, true},
       {"fp8 120 tokens", 120, 2, 6, 5, 320, 200, 72, kF8},
+      // More items than multiprocessors, and longer than the look-ahead to the next.
+      {"bf16 96 tokens, 64 experts", 96, 6, 64, 64, 1024, 384, 768},
+      {"fp8 96 tokens, 64 experts", 96, 6, 64, 64, 1024, 384, 768, kF8},
+      {"fp8 90 tokens, no shared", 90, 4, 16, 16, 256, 128, 0, kF8},
+      {"fp8 150 tokens, skewed, some local", 150, 6, 64, 40, 768, 320, 640, kF8, kBf, true},
   });
 }
 
@@ -254,6 +259,7 @@ TEST_CASE("cuda moe: many rows per expert against float64", "[many]") {
       {"bf16 390 tokens, one expert", 390, 1, 1, 1, 200, 392, 72},
       {"fp8 700 tokens, halves within scale blocks", 700, 2, 4, 3, 256, 192, 128, kF8},
       {"fp8 260 tokens, one expert", 260, 1, 1, 1, 384, 256, 128, kF8},
+      {"fp8 400 tokens, no shared", 400, 4, 8, 8, 256, 256, 0, kF8},
   });
 }
 

@@ -66,7 +66,7 @@ struct Choices {
   MoeRows Sorted(const Case& c, int tile_rows, CudaContext& context, bool in_pairs = false) const {
     return cuda::SortRows(
         {static_cast<const int32_t*>(ids.get()), static_cast<const int32_t*>(local.get()),
-         c.pairs(), c.s.experts, c.s.local_experts},
+         c.tokens, c.s.top_k, c.s.experts, c.s.local_experts},
         tile_rows, context, in_pairs);
   }
   int rows() const { return first_row.back(); }
@@ -83,10 +83,10 @@ __global__ void WidenKernel(const cuda::fp8* codes, const float* scales, int k, 
   }
 }
 
-// Row r of `to` is row source[r] / div of `from`; words of 4 bytes.
-__global__ void GatherKernel(const uint32_t* from, const int32_t* source, int div, int words,
+// Row r of `to` is row source[r] of `from`; words of 4 bytes.
+__global__ void GatherKernel(const uint32_t* from, const int32_t* source, int words,
                              uint32_t* to) {
-  const int64_t row = blockIdx.x, at = source[row] / div;
+  const int64_t row = blockIdx.x, at = source[row];
   for (int i = threadIdx.x; i < words; i += blockDim.x) to[row * words + i] = from[at * words + i];
 }
 
@@ -129,7 +129,6 @@ Contender Tile(const Case& c, const Choices& choices, const Activations& x, Cuda
   part.x_scale = static_cast<const float*>(x.scales.get());
   part.x_blocks = c.f8() ? c.k() / 128 : 0;
   part.source = c.gated ? sorted.source : nullptr;
-  part.source_div = c.s.top_k;
   part.x_stride = part.k = c.k();
   part.tiles = sorted.tiles;
   part.num_tiles = sorted.num_tiles;
@@ -156,7 +155,6 @@ Contender Stream(const Case& c, const Choices& choices, const Activations& x,
   cuda::StreamPart& part = args.experts;
   part.x = static_cast<const bf16*>(x.wide.get());
   part.source = c.gated ? sorted.source : nullptr;
-  part.source_div = c.s.top_k;
   part.x_stride = part.k = c.k();
   part.tiles = sorted.tiles;
   part.num_tiles = sorted.num_tiles;
@@ -182,8 +180,8 @@ SharedDevice Gathered(const SharedDevice& from, int64_t row_bytes, const Case& c
   const MoeRows sorted = choices.Sorted(c, cuda::kTileRows, context);
   SharedDevice to = OwnDevice(DeviceBytes(choices.rows() * row_bytes));
   GatherKernel<<<static_cast<unsigned>(choices.rows()), 256, 0, context.stream>>>(
-      static_cast<const uint32_t*>(from.get()), sorted.source, c.s.top_k,
-      static_cast<int>(row_bytes / 4), static_cast<uint32_t*>(to.get()));
+      static_cast<const uint32_t*>(from.get()), sorted.source, static_cast<int>(row_bytes / 4),
+      static_cast<uint32_t*>(to.get()));
   HADAL_CUDA_LAUNCHED();
   return to;
 }
