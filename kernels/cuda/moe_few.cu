@@ -11,8 +11,9 @@ namespace {
 
 // In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Of up to 4
 // tokens both blocks of bf16 fit an SM together, so that w2 fetches while w13 ends; so do w2's and
-// that of the next layer's first product. Two of w2 do not: where w13's take more, w2's start as
-// the first of those end and would share half of the SMs.
+// that of the next layer's first product. Two of w13 do not: 8 SMs had two, those that the router's
+// blocks filled none, and the last ended 4 us after the rest. Nor do two of w2 where w13's take
+// more: they start as the first of those end and would share half of the SMs.
 constexpr int kW13Slots = 5;
 constexpr int kW2Slots = 4;
 
@@ -66,9 +67,11 @@ void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
   const auto blocks = [&](int64_t items) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
-  Launch(w13, blocks(w13_items), kFewThreads, FewW13SharedBytes(a, kW13Slots), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, std::max(FewW2SharedBytes(kW2Slots), kFewAloneBytes),
-         context, a);
+  const int64_t w13_bytes = std::max(FewW13SharedBytes(a, kW13Slots), kFewAloneBytes);
+  int64_t w2_bytes = FewW2SharedBytes(kW2Slots);
+  if (w2_bytes > FewRoomBeside(w13_bytes)) w2_bytes = std::max(w2_bytes, kFewAloneBytes);
+  Launch(w13, blocks(w13_items), kFewThreads, static_cast<size_t>(w13_bytes), context, a);
+  Launch(w2, blocks(w2_items), kFewThreads, static_cast<size_t>(w2_bytes), context, a);
 }
 
 }  // namespace

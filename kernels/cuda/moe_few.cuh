@@ -16,8 +16,11 @@ inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
-// The least of which no two blocks fit an SM: 228 KB, 1 KB more for each block.
+// An SM has 228 KB, of which every block takes 1 KB more than it asks for; the least of which no two
+// blocks fit an SM.
 inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
+// What is left beside a block of that many.
+constexpr int64_t FewRoomBeside(int64_t bytes) { return 226 * 1024 - bytes; }
 
 struct FewArgs {
   const void* x = nullptr;  // [tokens, dim] bf16

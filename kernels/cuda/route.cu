@@ -239,10 +239,15 @@ bool ClusterFits(const RouteParams& p, const CudaContext& context) {
          p.experts <= kClusterExperts && p.dim == kClusterDim;
 }
 
-void LaunchCluster(void (*kernel)(RouteParams, RmsNormParams), const RouteParams& p,
-                   const RmsNormParams& norm, CudaContext& context) {
-  LaunchClusters(kernel, dim3(kDotCluster, static_cast<unsigned>(p.tokens)), kDotCluster,
-                 kClusterThreads, 0, context, p, norm);
+template <bool kNorm>
+void LaunchCluster(const RouteParams& p, const RmsNormParams& norm, CudaContext& context) {
+  // That of the experts' kernels: on an SM that has to change it they could not start beside it.
+  static const cudaError_t prepared =
+      cudaFuncSetAttribute(ClusterKernel<kNorm>, cudaFuncAttributePreferredSharedMemoryCarveout,
+                           cudaSharedmemCarveoutMaxShared);
+  HADAL_CUDA(prepared);
+  LaunchClusters(ClusterKernel<kNorm>, dim3(kDotCluster, static_cast<unsigned>(p.tokens)),
+                 kDotCluster, kClusterThreads, 0, context, p, norm);
 }
 
 // Whether every block can make the norm of its row while others store theirs.
@@ -260,7 +265,7 @@ bool NormFits(const RmsNormParams& norm, const RouteParams& p) {
 void NormRoute(const RmsNormParams& norm, const RouteParams& p, CudaContext& context) {
   if (p.tokens > 0 && ClusterFits(p, context) && NormFits(norm, p)) {
     CheckRoute(p);
-    return LaunchCluster(ClusterKernel<true>, p, norm, context);
+    return LaunchCluster<true>(p, norm, context);
   }
   RmsNorm(norm, context);
   Route(p, context);
@@ -269,7 +274,7 @@ void NormRoute(const RmsNormParams& norm, const RouteParams& p, CudaContext& con
 void Route(const RouteParams& p, CudaContext& context) {
   if (p.tokens == 0) return;
   CheckRoute(p);
-  if (ClusterFits(p, context)) return LaunchCluster(ClusterKernel<false>, p, {}, context);
+  if (ClusterFits(p, context)) return LaunchCluster<false>(p, {}, context);
   DeviceScratch::Scope scope(context.scratch);
   float* logits = context.scratch.Allocate<float>(LogitCount(p.tokens, p.experts));
   int splits = 1;
