@@ -19,8 +19,8 @@ constexpr int kW2Slots = 4;
 
 int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
 
-FewArgs ArgsOf(const MoeParams& p) {
-  FewArgs a;
+FewExpertsArgs ArgsOf(const MoeParams& p) {
+  FewExpertsArgs a;
   a.x = p.x;
   a.ids = p.ids;
   a.weights = p.weights;
@@ -43,12 +43,12 @@ FewArgs ArgsOf(const MoeParams& p) {
   return a;
 }
 
-void SetHidden(const MoeParams& p, CudaContext& context, FewArgs& a) {
+void SetHidden(const MoeParams& p, CudaContext& context, FewExpertsArgs& a) {
   a.hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * p.top_k * a.hidden_stride);
   a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
 }
 
-void LaunchFewBf16(const FewArgs& a, const MoeParams& p, CudaContext& context) {
+void LaunchFewBf16(const FewExpertsArgs& a, const MoeParams& p, CudaContext& context) {
   const auto w13 = FewW13Kernel<kW13Slots>;
   const auto w2 = FewW2Kernel<kW2Slots>;
   static const bool once = [&] {
@@ -89,14 +89,14 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   if (!fits(p.w13) || !fits(p.w2) || !fits(p.shared.w13) || !fits(p.shared.w2)) return false;
   // w13 starts at whole scale blocks: its k is never cut.
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
-  FewArgs a = ArgsOf(p);
+  FewExpertsArgs a = ArgsOf(p);
   if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
   return FewW13SharedBytes(a, kW13Slots) <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
-  FewArgs a = ArgsOf(p);
+  FewExpertsArgs a = ArgsOf(p);
   SetHidden(p, context, a);
   if (p.w13->dtype == DType::kBF16) {
     LaunchFewBf16(a, p, context);

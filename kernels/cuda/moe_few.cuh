@@ -16,13 +16,13 @@ inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
 inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
-// An SM has 228 KB, of which every block takes 1 KB more than it asks for; the least of which no two
+// An SM has 228 KB, of which every block takes 1 KB more than it asks for. The least of which no two
 // blocks fit an SM.
 inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
 // What is left beside a block of that many.
 constexpr int64_t FewRoomBeside(int64_t bytes) { return 226 * 1024 - bytes; }
 
-struct FewArgs {
+struct FewExpertsArgs {
   const void* x = nullptr;  // [tokens, dim] bf16
   const int32_t* ids = nullptr;
   const float* weights = nullptr;
@@ -52,7 +52,7 @@ struct alignas(16) FewJobs {
 };
 
 // Does not depend on earlier kernels.
-__device__ inline void PrepareJobs(const FewArgs& a, FewJobs& jobs) {
+__device__ inline void PrepareJobs(const FewExpertsArgs& a, FewJobs& jobs) {
   for (int i = threadIdx.x; i < kFewExperts; i += blockDim.x) {
     jobs.job_of[i] = kFewRows;
     if (i < a.experts) jobs.local[i] = a.local_index[i];
@@ -65,7 +65,7 @@ __device__ inline void PrepareJobs(const FewArgs& a, FewJobs& jobs) {
 }
 
 // By one warp, after PrepareJobs(); the others need a barrier.
-__device__ inline void FindJobs(const FewArgs& a, FewJobs& jobs) {
+__device__ inline void FindJobs(const FewExpertsArgs& a, FewJobs& jobs) {
   constexpr int kPerLane = kFewRows / 32;
   const int lane = threadIdx.x % 32, rows = a.tokens * a.top_k;
   int expert[kPerLane], before = 0;

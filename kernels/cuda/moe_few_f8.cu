@@ -40,11 +40,11 @@ void LaunchW2(FewF8Args& a, int count, CudaContext& context) {
 
 }  // namespace
 
-bool FewF8Fits(const FewArgs& a) {
+bool FewF8Fits(const FewExpertsArgs& a) {
   return a.width % 8 == 0 && a.shared_width % 8 == 0 && FewF8W13SharedBytes(a) <= kFewSharedBytes;
 }
 
-void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& context) {
+void LaunchFewF8Experts(const FewExpertsArgs& args, int count, int rows, CudaContext& context) {
   static const bool once = [] {
     Prepare(FewF8W13Kernel);
     Prepare(FewF8FineKernel);

@@ -22,7 +22,7 @@ inline constexpr int kF8SplitBytes = 16 * 128;  // of the tokens beside a tile
 struct FewF8Args {
   CUtensorMap w13, shared13;  // PairMap(), or of items of 16 rows PairBlockMap()
   CUtensorMap w2, shared2;    // RowMap()
-  FewArgs few;
+  FewExpertsArgs few;
 };
 
 template <int kStages>

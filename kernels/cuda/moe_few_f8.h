@@ -4,10 +4,10 @@
 
 namespace hadal::cuda {
 
-struct FewArgs;
+struct FewExpertsArgs;
 
 // MoeFew() of FP8 weights on Hopper. count: experts of a matrix; rows: bound of those chosen.
-bool FewF8Fits(const FewArgs& a);
-void LaunchFewF8Experts(const FewArgs& args, int count, int rows, CudaContext& context);
+bool FewF8Fits(const FewExpertsArgs& a);
+void LaunchFewF8Experts(const FewExpertsArgs& args, int count, int rows, CudaContext& context);
 
 }  // namespace hadal::cuda

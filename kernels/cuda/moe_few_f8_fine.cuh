@@ -153,14 +153,14 @@ __global__ void __launch_bounds__(kF8Threads, 1)
 #endif
 }
 
-inline int64_t FewF8FineSharedBytes(const FewArgs& a) {
+inline int64_t FewF8FineSharedBytes(const FewExpertsArgs& a) {
   const int64_t blocks = int64_t{FineSteps(a.dim)} * kFineBlocks;
   return int64_t{kF8W13Stages} * 2 * kF8TileBytes + blocks * (kF8SplitBytes + kFewTokens * 4) +
          int64_t{sizeof(FineShared)};
 }
 
 // Measured were the items of 128 and of 448 KiB above; the bound lies between.
-inline bool FewF8FineFits(const FewArgs& a) {
+inline bool FewF8FineFits(const FewExpertsArgs& a) {
   constexpr int64_t kLongItem = 256 << 10;
   return 64 * int64_t{a.dim} >= kLongItem && a.dim % 128 == 0 &&
          FewF8FineSharedBytes(a) <= kFewSharedBytes;

@@ -26,7 +26,7 @@ struct F8Tokens {
   __device__ uint32_t tile(int block) const { return tiles + block * kF8SplitBytes; }
 
   // By all consumers.
-  __device__ void Load(const FewArgs& a) const {
+  __device__ void Load(const FewExpertsArgs& a) const {
     constexpr int kWarps = kF8Consumers / 32, kAtOnce = 4;  // loads in flight
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 16, pairs = (a.tokens + 1) / 2;
     for (int first = warp; first < blocks * pairs; first += kAtOnce * kWarps) {
@@ -60,11 +60,11 @@ struct F8Tokens {
 };
 
 struct F8W13Items {
-  const FewArgs& a;
+  const FewExpertsArgs& a;
   const FewJobs& jobs;
   int shared_items, tiles, steps;
 
-  __device__ F8W13Items(const FewArgs& args, const FewJobs& found)
+  __device__ F8W13Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
         shared_items((args.shared_width + 31) / 32),
@@ -136,7 +136,7 @@ struct F8W13Scales {
 
 __device__ __forceinline__ void StoreHidden(const F8W13Items& items, int item,
                                             const float (&sum)[4]) {
-  const FewArgs& a = items.a;
+  const FewExpertsArgs& a = items.a;
   const int warp = threadIdx.x / 32, g = threadIdx.x % 32 / 4, q = threadIdx.x % 4;
   const int output = items.tile(item) * 32 + warp * 8 + g;
   const bool shared = items.of_shared(item);
@@ -218,7 +218,7 @@ __global__ void __launch_bounds__(kF8Threads, 1)
 #endif
 }
 
-inline int64_t FewF8W13SharedBytes(const FewArgs& a) {
+inline int64_t FewF8W13SharedBytes(const FewExpertsArgs& a) {
   return int64_t{kF8W13Stages} * 2 * kF8TileBytes +
          int64_t{F8Tokens::Blocks(a.dim)} * (kF8SplitBytes + kFewTokens * 4) +
          int64_t{sizeof(F8W13Shared)};

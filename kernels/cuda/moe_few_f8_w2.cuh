@@ -46,14 +46,14 @@ struct F8W2Cursor {
 };
 
 struct F8W2Blocks {
-  const FewArgs& a;
+  const FewExpertsArgs& a;
   const FewJobs& jobs;
   int of_shared, of_job, count;
 
   static __device__ int BlocksOf(const WeightView& w, int width) {
     return width == 0 ? 0 : (width + w.k_lead + 127) / 128;
   }
-  __device__ F8W2Blocks(const FewArgs& args, const FewJobs& found)
+  __device__ F8W2Blocks(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
         of_shared(BlocksOf(args.shared2, args.shared_width)),
@@ -95,7 +95,7 @@ struct F8W2Operands {
 
  private:
   __device__ __forceinline__ void FetchHidden(const F8W2Blocks& blocks, F8W2Cursor at, int f) {
-    const FewArgs& a = blocks.a;
+    const FewExpertsArgs& a = blocks.a;
     const int part = at.part, token = threadIdx.x % 128 / 16;
     const int stride = part < 0 ? a.shared_stride : a.hidden_stride;
     const int row = part >= 0 ? blocks.jobs.row[part][token] : token < a.tokens ? token : -1;
@@ -107,7 +107,7 @@ struct F8W2Operands {
     x[f] = __ldcg(reinterpret_cast<const uint4*>(from));
   }
   __device__ __forceinline__ void FetchScales(const F8W2Blocks& blocks, F8W2Cursor at, int row0) {
-    const FewArgs& a = blocks.a;
+    const FewExpertsArgs& a = blocks.a;
     const WeightView& w = at.part < 0 ? a.shared2 : a.w2;
     const int slab = static_cast<int>(threadIdx.x) % 128 / 32 % F8W2Tile<kFold>::kSlabs;
     const int first = row0 + slab * 16 + static_cast<int>(threadIdx.x) % 32 / 4;
@@ -213,7 +213,7 @@ __device__ __forceinline__ void HandOver(F8W2Shared<kFold>& shared, const float 
 }
 
 template <int kFold>
-__device__ __forceinline__ void AddUp(const FewArgs& a, const F8W2Shared<kFold>& shared) {
+__device__ __forceinline__ void AddUp(const FewExpertsArgs& a, const F8W2Shared<kFold>& shared) {
   using Tile = F8W2Tile<kFold>;
   const int share = Tile::kSlabs / gridDim.x, i = threadIdx.x;
   if (i >= share * 32) return;

@@ -17,12 +17,12 @@ struct W13Shared {
 };
 
 struct W13Items {
-  const FewArgs& a;
+  const FewExpertsArgs& a;
   const FewJobs& jobs;
   int shared_items;
   int tiles;  // of one expert
 
-  __device__ W13Items(const FewArgs& args, const FewJobs& found)
+  __device__ W13Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
         shared_items((args.shared_width + 7) / 8),
@@ -66,7 +66,7 @@ struct W13Producer {
   }
 };
 
-__device__ __forceinline__ void StoreHidden(const FewArgs& a, const W13Items& items, int item,
+__device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const W13Items& items, int item,
                                             const FewSums& sums, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair >= 64) return;
@@ -87,7 +87,7 @@ __device__ __forceinline__ void StoreHidden(const FewArgs& a, const W13Items& it
 }
 
 // Tokens to shared memory, zeros behind dim; by all warps but the first.
-__device__ inline void LoadTokens(const FewArgs& a, char* to) {
+__device__ inline void LoadTokens(const FewExpertsArgs& a, char* to) {
   const int stride = FewXStride(a.dim), chunks = (a.dim + 127) / 128 * 16;
   for (int i = threadIdx.x - 32; i < a.tokens * chunks; i += kFewThreads - 32) {
     const int t = i / chunks, c = i % chunks;
@@ -101,7 +101,7 @@ __device__ inline void LoadTokens(const FewArgs& a, char* to) {
 }
 
 template <int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
+__global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
   using Slot = FewSlot<false>;
   auto& shared = *reinterpret_cast<W13Shared*>(memory + kFewWarps * kSlots * Slot::kBytes);
@@ -146,7 +146,7 @@ __global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewArgs a) {
   }
 }
 
-inline int64_t FewW13SharedBytes(const FewArgs& a, int slots) {
+inline int64_t FewW13SharedBytes(const FewExpertsArgs& a, int slots) {
   return int64_t{kFewWarps} * slots * FewSlot<false>::kBytes +
          static_cast<int64_t>(sizeof(W13Shared)) + int64_t{a.tokens} * FewXStride(a.dim);
 }

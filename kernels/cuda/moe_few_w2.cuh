@@ -33,12 +33,12 @@ struct W2Cursor {
 };
 
 struct W2Items {
-  const FewArgs& a;
+  const FewExpertsArgs& a;
   const FewJobs& jobs;
   int shared_steps, steps, count;
 
   static __device__ int StepsOf(int width) { return (width + W2Slot::kStepK - 1) / W2Slot::kStepK; }
-  __device__ W2Items(const FewArgs& args, const FewJobs& found)
+  __device__ W2Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
         shared_steps(StepsOf(args.shared_width)),
@@ -129,7 +129,7 @@ __device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int 
   total.at[3] += weight.y * acc.at[3];
 }
 
-__device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSums& sums,
+__device__ __forceinline__ void StoreOut(const FewExpertsArgs& a, int item, const FewSums& sums,
                                          int turn) {
   const int at = static_cast<int>(threadIdx.x);  // sums' index: lane * 4 + (row half, column bit)
   if (at >= 128) return;
@@ -140,7 +140,7 @@ __device__ __forceinline__ void StoreOut(const FewArgs& a, int item, const FewSu
 }
 
 template <int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewArgs a) {
+__global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
   auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kSlots * W2Slot::kBytes);
   const int warp = threadIdx.x / 32;
