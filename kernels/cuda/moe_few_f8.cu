@@ -63,8 +63,8 @@ void LaunchFewF8Experts(const FewExpertsArgs& args, int count, int rows, CudaCon
   const int64_t items = CeilDiv(args.shared_width, of_item) + rows * CeilDiv(args.width, of_item);
   const auto blocks = static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   const int64_t shared = fine ? FewF8FineSharedBytes(args) : FewF8W13SharedBytes(args);
-  Launch(fine ? FewF8FineKernel : FewF8W13Kernel, blocks, fine ? kF8Threads : kF8W13Threads,
-         static_cast<size_t>(shared), context, a);
+  Launch(fine ? FewF8FineKernel : FewF8W13Kernel, blocks, kF8Threads, static_cast<size_t>(shared),
+         context, a);
   LaunchW2(a, count, context);
 }
 

@@ -30,9 +30,9 @@ struct F8Barriers {
   uint64_t full[kStages], empty[kStages];
 
   // By one thread.
-  __device__ void Init(int producers, int consumer_warps) {
+  __device__ void Init(int consumer_warps) {
     for (int s = 0; s < kStages; ++s) {
-      BarrierInit(SharedAddress(&full[s]), producers);
+      BarrierInit(SharedAddress(&full[s]), 1);
       BarrierInit(SharedAddress(&empty[s]), consumer_warps);
     }
     FenceBarrierInit();

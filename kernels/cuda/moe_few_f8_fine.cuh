@@ -131,7 +131,7 @@ __global__ void __launch_bounds__(kF8Threads, 1)
   FineScales scales(items, steps);
   const bool produces = threadIdx.x == kF8Consumers;
   if (produces) {
-    shared.barriers.Init(1, kF8Consumers / 32);
+    shared.barriers.Init(kF8Consumers / 32);
     for (int i = 0; i < kF8W13Stages && producer.item < items.shared_items; ++i) producer.Issue();
   }
   const bool early =

@@ -5,11 +5,9 @@
 namespace hadal::cuda {
 
 // hidden = silu(gate x) * (up x), as moe_few_w13.cuh. An item is 32 gate rows and their 32 up rows.
-// A step of it is 256 columns, 128 for each warpgroup, whose weights a warp of its own has brought:
-// one thread alone cannot start copies as fast as memory delivers them.
+// A step of it is 256 columns, 128 for each warpgroup.
 
 inline constexpr int kF8W13Stages = 5;
-inline constexpr int kF8W13Threads = kF8Consumers + 64;
 
 struct F8W13Shared {
   float4 sums[2][128];  // of the second warpgroup, used in turn
@@ -80,13 +78,12 @@ struct F8W13Items {
   }
 };
 
-// A thread that has the weights of one warpgroup brought.
+// The thread that has weights brought.
 struct F8W13Producer {
   const FewF8Args& a;
   const F8W13Items& items;
   uint32_t ring;
   F8Barriers<kF8W13Stages>& barriers;
-  int half;
   int item = blockIdx.x, step = 0;
   F8Stage<kF8W13Stages> stage;
 
@@ -94,10 +91,13 @@ struct F8W13Producer {
     const bool shared = items.of_shared(item);
     const uint32_t full = SharedAddress(&barriers.full[stage.index]);
     AwaitBarrier(SharedAddress(&barriers.empty[stage.index]), stage.parity ^ 1);
-    ArriveExpecting(full, kF8TileBytes);
-    CopyRowPairs(ring + (stage.index * 2 + half) * kF8TileBytes, shared ? &a.shared13 : &a.w13,
-                 step * 256 + half * 128, items.tile(item) * 4,
-                 shared ? 0 : items.jobs.expert[items.job(item)], full);
+    ArriveExpecting(full, 2 * kF8TileBytes);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      CopyRowPairs(ring + (stage.index * 2 + half) * kF8TileBytes, shared ? &a.shared13 : &a.w13,
+                   step * 256 + half * 128, items.tile(item) * 4,
+                   shared ? 0 : items.jobs.expert[items.job(item)], full);
+    }
     stage.Next();
     if (++step == items.steps) step = 0, item += gridDim.x;
   }
@@ -181,7 +181,7 @@ __device__ __forceinline__ void ConsumeW13(const F8W13Items& items, uint32_t rin
   }
 }
 
-__global__ void __launch_bounds__(kF8W13Threads, 1)
+__global__ void __launch_bounds__(kF8Threads, 1)
     FewF8W13Kernel(const __grid_constant__ FewF8Args a) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   extern __shared__ __align__(1024) char memory[];
@@ -193,29 +193,26 @@ __global__ void __launch_bounds__(kF8W13Threads, 1)
                         reinterpret_cast<float*>(behind + blocks * kF8SplitBytes), blocks};
   auto& shared = *reinterpret_cast<F8W13Shared*>(tokens.scales + blocks * kFewTokens);
   const F8W13Items items(a.few, shared.jobs);
-  const int producer_warp = static_cast<int>(threadIdx.x - kF8Consumers) / 32;
-  F8W13Producer producer{a, items, ring, shared.barriers, producer_warp};
+  F8W13Producer producer{a, items, ring, shared.barriers};
   F8W13Scales scales(items);
-  const bool consumes = threadIdx.x < kF8Consumers;
-  const bool produces = !consumes && threadIdx.x % 32 == 0;
-  if (threadIdx.x == kF8Consumers) shared.barriers.Init(2, kF8Consumers / 32);
-  __syncthreads();
+  const bool produces = threadIdx.x == kF8Consumers;
   if (produces) {
+    shared.barriers.Init(kF8Consumers / 32);
     for (int i = 0; i < kF8W13Stages && items.of_shared(producer.item); ++i) producer.Issue();
   }
-  const bool early = items.of_shared(blockIdx.x) && consumes;
+  const bool early = items.of_shared(blockIdx.x) && threadIdx.x < kF8Consumers;
   if (early) scales.Fetch(items.shared_items);
   PrepareJobs(a.few, shared.jobs);
   WaitForPrevious();
   AllowNext();
-  if (consumes) {
+  if (threadIdx.x < kF8Consumers) {
     tokens.Load(a.few);
-    SyncThreads(1, kF8W13Threads);
+    SyncThreads(1, kF8Threads);
     if (!early) scales.Fetch(items.count());
     ConsumeW13(items, ring, tokens, scales, shared);
   } else {
-    if (producer_warp == 0) FindJobs(a.few, shared.jobs);
-    SyncThreads(1, kF8W13Threads);
+    FindJobs(a.few, shared.jobs);
+    ArriveThreads(1, kF8Threads);
     while (produces && producer.item < items.count()) producer.Issue();
   }
 #endif

@@ -7,22 +7,21 @@ namespace hadal::cuda {
 // out = shared w2 hidden + sum over the local experts of weight * (w2 hidden). A cluster makes
 // 64 / kFold outputs; its blocks divide the columns in steps of kFold times 128, first those of the
 // shared MLP, then expert by expert. Warpgroups take a block's steps in turn, and split the hidden
-// values of a step themselves; a thread of each has their weights brought, as one thread for all
-// cannot start copies as fast as memory delivers them. Sums are added in the order of blocks,
-// warpgroups and folds.
+// values of a step themselves. Sums are added in the order of blocks, warpgroups and folds.
 //
 // A fold of two makes clusters of two enough to have a block on nearly every multiprocessor;
 // clusters of four leave some out (of 132 they reach 120), and others get two blocks.
 
 inline constexpr int kF8W2Groups = 4;  // warpgroups that multiply
-inline constexpr int kF8W2Threads = 128 * kF8W2Groups;
+inline constexpr int kF8W2Consumers = 128 * kF8W2Groups;
+inline constexpr int kF8W2Threads = kF8W2Consumers + 32;
 
 template <int kFold>
 struct F8W2Tile {
   static constexpr int kRows = 64 / kFold;
   static constexpr int kSlabs = 4 / kFold;  // of 16 rows
-  static constexpr int kStages = 8;  // each warpgroup has its own
-  static constexpr int kAhead = 2;   // steps whose hidden values are under way
+  static constexpr int kStages = kFold == 4 ? 6 : 8;
+  static constexpr int kAhead = kFold == 4 ? 1 : 2;  // steps whose hidden values are under way
   // More threads than there are leave registers for w13's block and the next product's.
   static constexpr int kBound = kFold == 1 ? kF8W2Threads : 896;
   // Split tokens of a warpgroup: two blocks of columns in turn, or those of one step.
@@ -129,35 +128,36 @@ struct F8W2Range {
   }
 };
 
-// Has the weights of a step brought into a stage that is empty, if there is such a step. By one thread
-// of the warpgroup whose step it is.
 template <int kFold>
-__device__ __forceinline__ void FetchStep(const FewF8Args& a, const F8W2Blocks& blocks,
-                                          const F8W2Range<kFold>& range, int step, uint32_t ring,
-                                          int stage, F8W2Shared<kFold>& shared) {
+__device__ __forceinline__ void ProduceW2(const FewF8Args& a, const F8W2Blocks& blocks,
+                                          const F8W2Range<kFold>& range, uint32_t ring,
+                                          F8W2Shared<kFold>& shared) {
   constexpr int kOutside = 1 << 24;  // a column that is not there: zeros
-  if (step >= range.end) return;
-  const uint32_t full = SharedAddress(&shared.barriers.full[stage]);
-  ArriveExpecting(full, kF8TileBytes);
-  F8W2Cursor at = blocks.At(step * kFold);
+  F8Stage<F8W2Tile<kFold>::kStages> stage;
+  F8W2Cursor at = blocks.At(range.first * kFold);
+  for (int step = range.first; step < range.end; ++step) {
+    const uint32_t full = SharedAddress(&shared.barriers.full[stage.index]);
+    AwaitBarrier(SharedAddress(&shared.barriers.empty[stage.index]), stage.parity ^ 1);
+    ArriveExpecting(full, kF8TileBytes);
 #pragma unroll
-  for (int f = 0; f < kFold; ++f) {
-    const bool inside = step * kFold + f < blocks.count, of_shared = at.part < 0;
-    const int lead = (of_shared ? a.few.shared2 : a.few.w2).k_lead;
-    CopyRows(ring + stage * kF8TileBytes + f * (kF8TileBytes / kFold),
-             of_shared ? &a.shared2 : &a.w2, inside ? at.block * 128 - lead : kOutside,
-             blockIdx.y * F8W2Tile<kFold>::kRows,
-             inside && !of_shared ? blocks.jobs.expert[at.part] : 0, full);
-    blocks.Advance(1, at);
+    for (int f = 0; f < kFold; ++f) {
+      const bool inside = step * kFold + f < blocks.count, of_shared = at.part < 0;
+      const int lead = (of_shared ? a.few.shared2 : a.few.w2).k_lead;
+      CopyRows(ring + stage.index * kF8TileBytes + f * (kF8TileBytes / kFold),
+               of_shared ? &a.shared2 : &a.w2, inside ? at.block * 128 - lead : kOutside,
+               blockIdx.y * F8W2Tile<kFold>::kRows,
+               inside && !of_shared ? blocks.jobs.expert[at.part] : 0, full);
+      blocks.Advance(1, at);
+    }
+    stage.Next();
   }
 }
 
 // tokens: the split tokens of this warpgroup.
 template <int kFold>
-__device__ __forceinline__ void ConsumeW2(const FewF8Args& a, const F8W2Blocks& blocks,
-                                          const F8W2Range<kFold>& range, uint32_t ring,
-                                          uint32_t tokens, F8W2Shared<kFold>& shared,
-                                          float (&sum)[4]) {
+__device__ __forceinline__ void ConsumeW2(const F8W2Blocks& blocks, const F8W2Range<kFold>& range,
+                                          uint32_t ring, uint32_t tokens,
+                                          F8W2Shared<kFold>& shared, float (&sum)[4]) {
   using Tile = F8W2Tile<kFold>;
   const int group = threadIdx.x / 128, lane = threadIdx.x % 16, token = threadIdx.x % 128 / 16;
   const int q = threadIdx.x % 4, row0 = blockIdx.y * Tile::kRows;
@@ -193,12 +193,7 @@ __device__ __forceinline__ void ConsumeW2(const FewF8Args& a, const F8W2Blocks& 
       float part[4];
       AwaitBarrier(SharedAddress(&shared.barriers.full[stage.index]), stage.parity);
       MultiplyTile<kFold>(ring + stage.index * kF8TileBytes, tokens + buffer * kF8SplitBytes, part);
-      const uint32_t empty = SharedAddress(&shared.barriers.empty[stage.index]);
-      if (threadIdx.x % 32 == 0) Arrive(empty);
-      if (threadIdx.x % 128 == 0) {
-        AwaitBarrier(empty, stage.parity);
-        FetchStep(a, blocks, range, step + Tile::kStages, ring, stage.index, shared);
-      }
+      if (threadIdx.x % 32 == 0) Arrive(SharedAddress(&shared.barriers.empty[stage.index]));
       AddTile(part, now.low, now.high,
               *reinterpret_cast<const float2*>(&scales[buffer + FoldOf<kFold>()][2 * q]), sum);
       stage.Next(kF8W2Groups);
@@ -250,7 +245,7 @@ __global__ void __launch_bounds__(F8W2Tile<kFold>::kBound, kFold == 1 ? 2 : 1)
   auto& shared =
       *reinterpret_cast<F8W2Shared<kFold>*>(memory + Tile::kRingBytes + Tile::kTokenBytes);
   ArriveCluster();  // this block is there
-  if (threadIdx.x == 0) shared.barriers.Init(1, 4);
+  if (threadIdx.x == kF8W2Consumers) shared.barriers.Init(4);
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
   PrepareJobs(a.few, shared.jobs);
@@ -258,17 +253,18 @@ __global__ void __launch_bounds__(F8W2Tile<kFold>::kBound, kFold == 1 ? 2 : 1)
   __syncthreads();
   const F8W2Blocks blocks(a.few, shared.jobs);
   const F8W2Range<kFold> range(blocks.count);
-  for (int i = threadIdx.x / 128; i < Tile::kStages && threadIdx.x % 128 == 0; i += kF8W2Groups) {
-    FetchStep(a, blocks, range, range.first + i, ring, i, shared);
-  }
-  WaitForPrevious();
-  AllowNext();
   float sum[4] = {};
-  const uint32_t own = threadIdx.x / 128 * Tile::kSplits * kF8SplitBytes;
-  ConsumeW2<kFold>(a, blocks, range, ring, tokens + own, shared, sum);
+  if (threadIdx.x == kF8W2Consumers) {
+    ProduceW2<kFold>(a, blocks, range, ring, shared);
+  } else if (threadIdx.x < kF8W2Consumers) {
+    WaitForPrevious();
+    AllowNext();
+    const uint32_t own = threadIdx.x / 128 * Tile::kSplits * kF8SplitBytes;
+    ConsumeW2<kFold>(blocks, range, ring, tokens + own, shared, sum);
+  }
   __syncwarp();
   AwaitCluster();
-  HandOver<kFold>(shared, sum);
+  if (threadIdx.x < kF8W2Consumers) HandOver<kFold>(shared, sum);
   ArriveCluster();
   AwaitCluster();
   AddUp<kFold>(a.few, shared);

@@ -77,33 +77,29 @@ __device__ __forceinline__ void CopyWeights(const TileArgs& a, const TileMemory<
   const auto to = [&](int box) { return memory.weights(slot) + box * Shape::kBoxRows * 128; };
   if (Shape::kBlocks == 2 && item.together()) {
     const int box = TileItems<Shape>::Rank();
-    if (threadIdx.x > 0) return;
     return CopyTileToBoth(to(box), map, step * 64, WeightRow<Shape>(p, item, box), full);
   }
-  const int box = threadIdx.x / 32;
-  if (box < Shape::kBoxes) {
+#pragma unroll
+  for (int box = 0; box < Shape::kBoxes; ++box) {
     CopyTileOnce(to(box), map, step * 64, WeightRow<Shape>(p, item, box), full);
   }
 }
 
-// A step as it begins, by the first thread of each warp: what the slot is to hold, and its weights.
-// One thread for all boxes would start them more slowly than memory delivers them.
+// One thread's part of a step: what the slot is to hold, and its weights.
 template <typename Shape>
 __device__ __forceinline__ void BeginStep(const TileArgs& a, const TileMemory<Shape>& memory,
                                           const TileItem& item, int step, int slot) {
-  if (threadIdx.x == 0) {
-    if (step == 0) memory.NoteTile(slot, item.tile);
-    ArriveExpecting(memory.full(slot), Shape::kWeightBytes);
-  }
+  if (step == 0) memory.NoteTile(slot, item.tile);
+  ArriveExpecting(memory.full(slot), Shape::kWeightBytes);
   CopyWeights(a, memory, item, item.of_shared ? &a.shared_map : &a.experts_map, step, slot);
 }
 
-// Begins the first steps of an item, whose slots are empty. Returns how many.
+// Begins the first steps of an item, whose slots are empty, by one thread. Returns how many.
 template <typename Shape>
 __device__ __forceinline__ int BeginItem(const TileArgs& a, const TileMemory<Shape>& memory,
                                          const TileItem& item, int steps) {
   steps = min(Shape::kSlots, steps);
-  for (int step = 0; step < steps && threadIdx.x % 32 == 0; ++step) {
+  for (int step = 0; step < steps && threadIdx.x == 0; ++step) {
     BeginStep(a, memory, item, step, step);
   }
   return steps;
@@ -160,7 +156,7 @@ __device__ __forceinline__ void Produce(const TileArgs& a, const TileMemory<Shap
     TileItem next;
     for (int step = 0; step < steps; ++step) {
       AwaitBarrier(memory.empty(slot.index), slot.parity ^ 1);
-      if (--begun < 0 && threadIdx.x % 32 == 0) BeginStep(a, memory, item, step, slot.index);
+      if (--begun < 0 && threadIdx.x == 0) BeginStep(a, memory, item, step, slot.index);
       gather.Copy(memory.x(slot.index), step);
       if constexpr (Shape::kScaleBytes > 0) gather.CopyScales(memory.scales(slot.index), step);
       ArriveWhenCopied(memory.full(slot.index));
