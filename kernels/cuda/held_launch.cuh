@@ -57,15 +57,9 @@ inline HeldArgs HeldArgsOf(const Product& p, const HeldPlan& plan, const CudaCon
 template <typename Tile, typename... K, typename... A>
 void LaunchHeld(void (*kernel)(K...), int blocks, int m, CudaContext& context, A... args) {
   const int bytes = Tile::kWarps * Tile::WarpBytes(m);
-  static const cudaError_t prepared = [&] {
-    // As the kernels beside it: an SM that has to change the carve-out cannot start one beside the
-    // other.
-    const cudaError_t status = cudaFuncSetAttribute(
-        kernel, cudaFuncAttributePreferredSharedMemoryCarveout, cudaSharedmemCarveoutMaxShared);
-    if (status != cudaSuccess) return status;
-    return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
-                                Tile::kWarps * Tile::WarpBytes(kHeldTokens));
-  }();
+  static const cudaError_t prepared =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                           Tile::kWarps * Tile::WarpBytes(kHeldTokens));
   HADAL_CUDA(prepared);
   Launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(Tile::kThreads),
          static_cast<size_t>(bytes), context, args...);

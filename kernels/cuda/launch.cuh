@@ -13,6 +13,10 @@
 
 namespace hadal {
 
+// Kernels of up to so many blocks a multiprocessor leave as much shared memory as there is, for one
+// that has to change that cannot start a kernel beside another. Larger ones gain more by the cache.
+constexpr int64_t kBlocksOfOneCarveout = 8;
+
 // Launches on context.stream; on Hopper so that the kernel may start while the one before it runs,
 // and with `cluster` blocks of neighbouring x as a cluster.
 // REQUIRES: the kernel calls cudaGridDependencySynchronize() before it touches anything that an
@@ -20,20 +24,29 @@ namespace hadal {
 template <typename... K, typename... A>
 void LaunchClusters(void (*kernel)(K...), dim3 grid, int cluster, dim3 block, size_t shared_bytes,
                     CudaContext& context, A... args) {
-  cudaLaunchAttribute attributes[2] = {};
-  attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
-  attributes[0].val.programmaticStreamSerializationAllowed = 1;
-  attributes[1].id = cudaLaunchAttributeClusterDimension;
-  attributes[1].val.clusterDim.x = static_cast<unsigned>(cluster);
-  attributes[1].val.clusterDim.y = 1;
-  attributes[1].val.clusterDim.z = 1;
+  cudaLaunchAttribute attributes[3] = {};
+  unsigned count = 0;
+  attributes[count].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+  attributes[count++].val.programmaticStreamSerializationAllowed = 1;
+  if (cluster > 1) {
+    attributes[count].id = cudaLaunchAttributeClusterDimension;
+    attributes[count].val.clusterDim.x = static_cast<unsigned>(cluster);
+    attributes[count].val.clusterDim.y = 1;
+    attributes[count++].val.clusterDim.z = 1;
+  }
+#if CUDART_VERSION >= 13000
+  if (int64_t{grid.x} * grid.y * grid.z <= kBlocksOfOneCarveout * context.sm_count) {
+    attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
+    attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;
+  }
+#endif
   cudaLaunchConfig_t config{};
   config.gridDim = grid;
   config.blockDim = block;
   config.dynamicSmemBytes = shared_bytes;
   config.stream = context.stream;
   config.attrs = attributes;
-  config.numAttrs = context.arch < 90 ? 0 : cluster > 1 ? 2 : 1;
+  config.numAttrs = context.arch < 90 ? 0 : count;
   HADAL_CUDA(cudaLaunchKernelEx(&config, kernel, static_cast<K>(args)...));
 }
 template <typename... K, typename... A>

@@ -53,9 +53,7 @@ void LaunchFewBf16(const FewExpertsArgs& a, const MoeParams& p, CudaContext& con
   const auto w2 = FewW2Kernel<kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
-    constexpr auto kCarveout = cudaFuncAttributePreferredSharedMemoryCarveout;
     for (const auto kernel : {w13, w2}) {
-      HADAL_CUDA(cudaFuncSetAttribute(kernel, kCarveout, cudaSharedmemCarveoutMaxShared));
       HADAL_CUDA(cudaFuncSetAttribute(kernel, kAttribute, static_cast<int>(kFewSharedBytes)));
     }
     return true;

@@ -10,10 +10,7 @@
 namespace hadal::cuda {
 namespace {
 
-// The same carve-out for both: an SM that has to change it cannot start one beside the other.
 void Prepare(void (*kernel)(FewF8Args)) {
-  HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributePreferredSharedMemoryCarveout,
-                                  cudaSharedmemCarveoutMaxShared));
   HADAL_CUDA(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize,
                                   static_cast<int>(kFewSharedBytes)));
 }

@@ -66,8 +66,8 @@ struct W13Producer {
   }
 };
 
-__device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const W13Items& items, int item,
-                                            const FewSums& sums, int turn) {
+__device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const W13Items& items,
+                                            int item, const FewSums& sums, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair >= 64) return;
   const int lane = pair / 2, g = lane / 4, token = lane % 4 * 2 + pair % 2;

@@ -241,11 +241,6 @@ bool ClusterFits(const RouteParams& p, const CudaContext& context) {
 
 template <bool kNorm>
 void LaunchCluster(const RouteParams& p, const RmsNormParams& norm, CudaContext& context) {
-  // That of the experts' kernels: on an SM that has to change it they could not start beside it.
-  static const cudaError_t prepared =
-      cudaFuncSetAttribute(ClusterKernel<kNorm>, cudaFuncAttributePreferredSharedMemoryCarveout,
-                           cudaSharedmemCarveoutMaxShared);
-  HADAL_CUDA(prepared);
   LaunchClusters(ClusterKernel<kNorm>, dim3(kDotCluster, static_cast<unsigned>(p.tokens)),
                  kDotCluster, kClusterThreads, 0, context, p, norm);
 }

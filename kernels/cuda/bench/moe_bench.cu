@@ -153,7 +153,7 @@ void BenchModel(const Shape& s, DType dtype, const Ceilings& ceilings, CudaConte
   for (const int tokens : {8, 16, 32, 64, 128, 256, 512}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kStream, "stream", ceilings, context);
   }
-  for (const int tokens : {16, 32, 64, 128, 256, 512, 1024, 2048, 8192}) {
+  for (const int tokens : {2, 4, 8, 16, 32, 64, 128, 256, 512, 1024, 2048, 8192}) {
     BenchMoe(s, dtype, layers, tokens, MoePath::kTile, "tile", ceilings, context);
   }
 }
