@@ -27,7 +27,11 @@ from gpus.report import table  # noqa: E402
 
 TIME, READ = "gpu__time_duration.sum", "dram__bytes_read.sum"
 PROBES = ("ReadKernel", "FillKernel")  # of the ceilings
-DECODE_ATTENTION = ("MmaDecodeKernel", "WgmmaDecodeKernel", "GeneralDecodeKernel")
+# The last of a router; norm and router in one; latent rows, with the absorbed queries in one.
+ROUTERS = ("ChooseKernel", "SumAndChooseKernel", "ClusterKernel")
+NORM_AND_ROUTER = "ClusterKernel"
+TURNS = ("MlaInputKernel", "MlaInputVectorKernel", "AbsorbKernel")
+DECODE_ATTENTION = ("ClusterDecodeKernel", "MmaDecodeKernel", "WgmmaDecodeKernel", "GeneralDecodeKernel")
 
 
 def profile(command, ncu):
@@ -73,7 +77,7 @@ def steps(kernels):
             parts[-1].append(kernel)
     found = []
     for part in parts:
-        if any(name == "MlaInputKernel" for name, _, _ in part):
+        if any(name in TURNS for name, _, _ in part):
             found.append(part)
         elif found:
             found[-1] += part
@@ -97,7 +101,7 @@ def longest_prompt(all_steps):
 
 def layers(step):
     """The kernels of every layer of experts: from the norm before its attention to that of the next."""
-    routers = [i for i, (name, _, _) in enumerate(step) if name == "ChooseKernel"]
+    routers = [i for i, (name, _, _) in enumerate(step) if name in ROUTERS]
     norms = [i for i, (name, _, _) in enumerate(step) if name.startswith("Norm")]
     starts = [next(i for i in norms if i > router) for router in routers]
     within = starts[:-1]  # what follows the last layer is no layer's
@@ -136,18 +140,22 @@ class Stages:
         """Of the kernel at that place."""
         names = [name for name, _, _ in layer]
         find = lambda *parts: next((i for i, n in enumerate(names) if any(p in n for p in parts)), None)
-        turn = find("MlaInput")
+        turn = find(*TURNS)
         attention = find("DecodeKernel", "PrefillKernel")
-        second_norm = next(i for i, n in enumerate(names) if i > attention and n.startswith("Norm"))
-        router = find("ChooseKernel")
+        router = next(i for i, n in enumerate(names) if n in ROUTERS)
+        second_norm = next((i for i, n in enumerate(names) if i > attention and n.startswith("Norm")), router)
         if at > router:
             return "experts"
+        if names[at] == NORM_AND_ROUTER:
+            return "norm, router"
         if at > second_norm:
             return "router"
         if names[at].startswith("Norm"):
             return "norm"
         if at < turn:
             return "queries, latent"
+        if names[at] == "AbsorbKernel":
+            return "rope, cache, absorbed queries"
         if at == turn:
             return "rope, cache"
         if at < attention:

@@ -107,11 +107,6 @@ __device__ __forceinline__ Pack<float, kVec> AddSplits(const float* from, int64_
   return sum;
 }
 
-// Of a block's two kinds of warps, each at a place of its own, where __syncthreads() is not allowed.
-__device__ __forceinline__ void SyncSumAndChoice() {
-  asm volatile("bar.sync 1, %0;" ::"n"(kSumThreads + 32) : "memory");
-}
-
 // A block for each token: kSumThreads add up its splits, one more warp chooses.
 template <int kPer, int kVec>
 __global__ void __launch_bounds__(kSumThreads + 32)
@@ -130,12 +125,12 @@ __global__ void __launch_bounds__(kSumThreads + 32)
           AddSplits<kWide>(logits + token * p.experts + expert, int64_t{p.tokens} * p.experts,
                            group, groups, splits);
     }
-    SyncSumAndChoice();
+    __syncthreads();
     return;
   }
   Choose<kVec, kPer>(p, token, scratch, [&](float(&v)[kPer]) {
     WaitForPrevious();
-    SyncSumAndChoice();
+    __syncthreads();
 #pragma unroll
     for (int r = 0; r < kPer; ++r) v[r] = 0;
 #pragma unroll 4
