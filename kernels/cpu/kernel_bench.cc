@@ -16,7 +16,7 @@
 namespace hadal::bench {
 
 void Report(const std::string& what, double seconds, double bytes, double flops,
-            const Ceilings& ceilings, bool f32) {
+            const CpuCeilings& ceilings, bool f32) {
   const double gbs = bytes / seconds * 1e-9, gflops = flops / seconds * 1e-9;
   fmt::print("{:<46} {:>10.1f} us {:>7.2f} GB/s ({:>3.0f} %) {:>8.1f} GFLOP/s ({:>3.0f} %)\n", what,
              seconds * 1e6, gbs, 100 * gbs / ceilings.read_gbs, gflops,
@@ -51,7 +51,7 @@ void BenchMatMul(int64_t n, int64_t k, DType dtype, const Setup& setup) {
   const int64_t bytes = CpuPackedBytes(n, k, dtype);
   const int count = static_cast<int>(std::clamp<int64_t>((int64_t{600} << 20) / bytes, 1, 64));
   for (int i = 0; i < count; ++i) copies.push_back(RandomPacked(n, k, dtype, *setup.pool));
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
     for (const int m : {1, 2, 4, 16, 64, 512}) {
       std::vector<float> x(static_cast<size_t>(m * k), 0.5f), y(static_cast<size_t>(m * n));
@@ -79,7 +79,7 @@ void BenchMatMuls(const Setup& setup) {
 
 // One product of every expert, whose weights come from memory: what MoeMlp does twice.
 void BenchExpertProducts(const std::vector<const CpuPackedWeight*>& experts, int rows,
-                         const Setup& setup, const Ceilings& ceilings) {
+                         const Setup& setup, const CpuCeilings& ceilings) {
   const CpuPackedWeight& w = *experts[0];
   CpuContext context(setup.pool, ceilings.isa);
   ScratchArena arena;
@@ -107,13 +107,13 @@ void BenchMoe(DType dtype, const Setup& setup) {
   const auto gate_up = RandomPacked(2 * width, dim, dtype, *setup.pool, experts);
   const auto down = RandomPacked(dim, width, dtype, *setup.pool, experts);
   const auto &w13 = CpuMatrices(gate_up.get()), &w2 = CpuMatrices(down.get());
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     for (const int rows : {16, 32, 48, 56, 96}) {
       BenchExpertProducts(w13, rows, setup, ceilings);
       BenchExpertProducts(w2, rows, setup, ceilings);
     }
   }
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
     for (const auto& load : {std::pair{6, 1}, {40, 1}, {40, 2}, {40, 4}, {40, 48}}) {
       const int active = load.first, rows_each = load.second;
@@ -145,7 +145,7 @@ void BenchHeads(const Setup& setup) {
   const int heads = 16;
   const int64_t n = 512, k = 128;
   const auto w = RandomPacked(n, k, DType::kBF16, *setup.pool, heads);
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     CpuContext context(setup.pool, ceilings.isa);
     for (const int m : {1, 16, 512}) {
       std::vector<float> x(static_cast<size_t>(m * heads * k), 0.5f);
@@ -162,13 +162,13 @@ void BenchHeads(const Setup& setup) {
   }
 }
 
-std::vector<Ceilings> Probe(const std::vector<CpuIsa>& isas, int threads) {
+std::vector<CpuCeilings> Probe(const std::vector<CpuIsa>& isas, int threads) {
   for (int t = 1; t < threads; ++t) {
     fmt::print("read bandwidth, {} threads: {:.1f} GB/s\n", t, ReadBandwidthGBs(t));
   }
   const double read_gbs = ReadBandwidthGBs(threads);
   fmt::print("read bandwidth, {} threads: {:.1f} GB/s\n", threads, read_gbs);
-  std::vector<Ceilings> ceilings;
+  std::vector<CpuCeilings> ceilings;
   for (const CpuIsa isa : isas) {
     ceilings.push_back({isa, read_gbs, MatMulCeilingGflops(threads, isa),
                         F32CeilingGflops(threads, isa)});

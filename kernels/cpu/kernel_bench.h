@@ -13,7 +13,7 @@
 namespace hadal::bench {
 
 // What the machine can do with one instruction set.
-struct Ceilings {
+struct CpuCeilings {
   CpuIsa isa = CpuIsa::kPortable;
   double read_gbs = 0;
   double bf16_gflops = 0;
@@ -22,7 +22,7 @@ struct Ceilings {
 
 // What every bench runs with.
 struct Setup {
-  std::vector<Ceilings> isas;
+  std::vector<CpuCeilings> isas;
   ThreadPool* pool = nullptr;
   double seconds = 0.2;  // per case
 };
@@ -43,7 +43,7 @@ double BestSeconds(double budget, const auto& fn) {
 
 // One line: time, and how much of the ceilings that is.
 void Report(const std::string& what, double seconds, double bytes, double flops,
-            const Ceilings& ceilings, bool f32);
+            const CpuCeilings& ceilings, bool f32);
 
 // An [n, k] matrix of random bits that make ordinary numbers in every dtype.
 std::unique_ptr<PackedWeight> RandomPacked(int64_t n, int64_t k, DType dtype, ThreadPool& pool,

@@ -47,7 +47,7 @@ void BenchDecode(int sequences, int context, const Setup& setup) {
     rows.push_back({s, 1, context - 1, s * cache.blocks});
   }
   const double keys = static_cast<double>(sequences) * context;
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     CpuContext op(setup.pool, ceilings.isa);
     const double seconds = BestSeconds(setup.seconds, [&] {
       MlaDecode({.q_latent = q_latent.data(), .q_rope = q_rope.data(),
@@ -80,7 +80,7 @@ void BenchPrefill(int start, int tokens, bool kept, const Setup& setup) {
   const double read = made * (kLatent + kRope) * 2 + static_cast<double>(expanded.size()) * 4;
   const double make = made * kHeads * kLatent * (kNope + kV) * 2;
   const double attend = pairs * kHeads * (kNope + kRope + kV) * 2;
-  for (const Ceilings& ceilings : setup.isas) {
+  for (const CpuCeilings& ceilings : setup.isas) {
     CpuContext op(setup.pool, ceilings.isa);
     const double seconds = BestSeconds(setup.seconds, [&] {
       MlaPrefill({.q = q.data(), .q_stride = kHeads * (kNope + kRope), .out = out.data(),

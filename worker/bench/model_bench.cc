@@ -76,7 +76,7 @@ void PrintTable(const std::vector<Measurement>& results, const Run& run) {
   }
 }
 
-void PrintJson(const std::vector<Measurement>& results, const Run& run, const BenchOptions& options) {
+void PrintJson(const std::vector<Measurement>& results, const Run& run, const RankBenchOptions& options) {
   nlohmann::json out = {{"backend", run.backend}, {"threads", options.threads},
                         {"read_GBs", run.ceilings.read_gbs},
                         {"matmul_GFLOPs", run.ceilings.matmul_gflops}, {"memory", run.memory},
@@ -103,7 +103,7 @@ void PrintJson(const std::vector<Measurement>& results, const Run& run, const Be
   fmt::print("{}\n", out.dump());
 }
 
-Status Measure(const BenchOptions& options) {
+Status Measure(const RankBenchOptions& options) {
   std::optional<RankBench> bench(options);
   HADAL_RETURN_IF_ERROR(bench->Load());
   const std::vector<Measurement> results = bench->Run();
@@ -118,7 +118,7 @@ Status Measure(const BenchOptions& options) {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
-  hadal::BenchOptions options;
+  hadal::RankBenchOptions options;
   CLI::App app(hadal::kDescription, "hadal-model-bench");
   app.add_option("--model", options.model_dir, "Hugging Face model directory")->required();
   app.add_option("--device", options.device, "what computes")

@@ -15,7 +15,7 @@
 
 namespace hadal {
 
-struct BenchOptions {
+struct RankBenchOptions {
   std::string model_dir;
   std::string device = "cpu";
   bool dummy = false;      // random weights, only the config is read
@@ -36,7 +36,7 @@ struct BenchOptions {
 struct StepTime {
   double seconds = 1e30;
   double host_seconds = 0;  // until everything is launched; the rest of it waits for the device
-  std::vector<OpTime> ops;  // with BenchOptions::ops
+  std::vector<OpTime> ops;  // with RankBenchOptions::ops
   bool operator<(const StepTime& other) const { return seconds < other.seconds; }
 };
 
@@ -52,7 +52,7 @@ struct Measurement {
 // Prefill and decode steps of one rank without a server.
 class RankBench {
  public:
-  explicit RankBench(BenchOptions options) : options_(std::move(options)) {}
+  explicit RankBench(RankBenchOptions options) : options_(std::move(options)) {}
 
   // FAILED_PRECONDITION with the numbers when the rank does not fit into memory.
   Status Load();
@@ -76,11 +76,11 @@ class RankBench {
   Measurement Decode(int sequences);
   StepCost Count(StepShape shape) const;
 
-  const BenchOptions options_;
+  const RankBenchOptions options_;
   ModelConfig config_;
   Layout layout_;
   std::unique_ptr<Backend> backend_;
-  TimedBackend* timed_ = nullptr;  // backend_, with BenchOptions::ops
+  TimedBackend* timed_ = nullptr;  // backend_, with RankBenchOptions::ops
   std::unique_ptr<SimulatedRanks> others_;  // null: there are none
   std::unique_ptr<Model> model_;
   std::string memory_;
