@@ -7,7 +7,8 @@
 namespace hadal {
 namespace {
 
-// Each holds some tens of KB. Prompts of one step size need two, for the residual and what is added.
+// Of steps of up to 8,192 tokens there are 128 sizes, each with a sum of the residual and one of what
+// is added to it.
 constexpr size_t kMaxGraphs = 512;
 
 void Check(cudaError_t error, const char* call) {
