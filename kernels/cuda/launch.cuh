@@ -34,7 +34,7 @@ void LaunchClusters(void (*kernel)(K...), dim3 grid, int cluster, dim3 block, si
     attributes[count].val.clusterDim.y = 1;
     attributes[count++].val.clusterDim.z = 1;
   }
-#if CUDART_VERSION >= 13000
+#if CUDART_VERSION >= 13000  // built by an older toolkit, fewer kernels overlap
   if (int64_t{grid.x} * grid.y * grid.z <= kBlocksOfOneCarveout * context.sm_count) {
     attributes[count].id = cudaLaunchAttributePreferredSharedMemoryCarveout;
     attributes[count++].val.sharedMemCarveout = cudaSharedmemCarveoutMaxShared;

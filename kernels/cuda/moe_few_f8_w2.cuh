@@ -20,8 +20,8 @@ template <int kFold>
 struct F8W2Tile {
   static constexpr int kRows = 64 / kFold;
   static constexpr int kSlabs = 4 / kFold;  // of 16 rows
-  static constexpr int kStages = kFold == 4 ? 6 : 8;
-  static constexpr int kAhead = kFold == 4 ? 1 : 2;  // steps whose hidden values are under way
+  static constexpr int kStages = 8;
+  static constexpr int kAhead = 2;  // steps whose hidden values are under way
   // More threads than there are leave registers for w13's block and the next product's.
   static constexpr int kBound = kFold == 1 ? kF8W2Threads : 896;
   // Split tokens of a warpgroup: two blocks of columns in turn, or those of one step.

@@ -79,8 +79,10 @@ void Transformer::Prepare(const Batch& batch) {
 }
 
 void Transformer::Forward() {
-  residual_ = space_.residual->data;
-  spare_ = space_.spare_residual->data;
+  // Two sums a layer, but no sum before the first one: the last lies in space_.residual, where Logits()
+  // finds it. It must not be told by a member: of a step that is replayed none is set.
+  residual_ = space_.spare_residual->data;
+  spare_ = space_.residual->data;
   has_delta_ = false;
   if (tokens_ > 0) {
     backend_->Embed({.ids = inputs_.ids(),
@@ -229,7 +231,7 @@ void Transformer::AttendDecode(const AttentionWeights& w, const Queries& q,
 
 const void* Transformer::LogitInputs(int first, int count) {
   const DType act = backend_->activation_dtype();
-  void* hidden = Offset(residual_, first * config_.dim, DType::kF32);
+  void* hidden = Offset(space_.residual->data, first * config_.dim, DType::kF32);
   const void* delta = Offset(space_.delta->data, first * config_.dim, act);
   if (!inputs_.all_logits()) {
     auto gather = [&](const void* rows, DType dtype, const Workspace::Buffer& to) {
@@ -237,7 +239,7 @@ const void* Transformer::LogitInputs(int first, int count) {
                        .table_dtype = dtype, .vocab_begin = 0, .vocab_end = tokens_,
                        .dim = config_.dim, .float_out = dtype == DType::kF32, .out = to->data});
     };
-    gather(residual_, DType::kF32, space_.logit_hidden);
+    gather(space_.residual->data, DType::kF32, space_.logit_hidden);
     gather(space_.delta->data, act, space_.logit_delta);
     hidden = space_.logit_hidden->data;
     delta = space_.logit_delta->data;

@@ -76,6 +76,7 @@ class Transformer final : public Model {
 
   // The step in progress.
   int tokens_ = 0;
+  // Of Forward() alone.
   void* residual_ = nullptr;  // [tokens, dim] float
   void* spare_ = nullptr;     // where the next sum goes, so that many blocks may read the last one
   bool has_delta_ = false;    // space_.delta waits to be added to the residual
