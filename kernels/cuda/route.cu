@@ -107,6 +107,14 @@ __device__ __forceinline__ Pack<float, kVec> AddSplits(const float* from, int64_
   return sum;
 }
 
+// Of warps that add up and the one that chooses when they have: they go different ways.
+__device__ __forceinline__ void AnnounceSums() {
+  asm volatile("bar.arrive 1, %0;" ::"n"(kSumThreads + 32) : "memory");
+}
+__device__ __forceinline__ void AwaitSums() {
+  asm volatile("bar.sync 1, %0;" ::"n"(kSumThreads + 32) : "memory");
+}
+
 // A block for each token: kSumThreads add up its splits, one more warp chooses.
 template <int kPer, int kVec>
 __global__ void __launch_bounds__(kSumThreads + 32)
@@ -125,12 +133,11 @@ __global__ void __launch_bounds__(kSumThreads + 32)
           AddSplits<kWide>(logits + token * p.experts + expert, int64_t{p.tokens} * p.experts,
                            group, groups, splits);
     }
-    __syncthreads();
-    return;
+    return AnnounceSums();
   }
   Choose<kVec, kPer>(p, token, scratch, [&](float(&v)[kPer]) {
     WaitForPrevious();
-    __syncthreads();
+    AwaitSums();
 #pragma unroll
     for (int r = 0; r < kPer; ++r) v[r] = 0;
 #pragma unroll 4
