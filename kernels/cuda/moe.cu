@@ -100,20 +100,17 @@ constexpr int kChunkTokens = 1024;
 
 // Whether tiles are faster than streams, by rows per expert. On an H200, stream and tile take of
 // the lite model in bf16 236 and 215 us at 1.5 rows, 276 and 256 at 3; of FP8 102 and 92 at 0.75,
-// 137 and 125 at 1.5; of one of 8 ranks of 671B 166 and 161 at 0.5, 245 and 243 at 1. Tiles round
-// FP8 activations.
+// 137 and 125 at 1.5; of one of 8 ranks of 671B, FP8, 100 and 97 at 0.25, 245 and 243 at 1. Tiles
+// round FP8 activations.
 bool TilesPay(const MoeParams& p) {
-  const bool f8 = Cuda(p.w13).dtype == DType::kF8E4M3;
-  return int64_t{p.tokens} * p.top_k * 8 >= int64_t{f8 ? 3 : 8} * p.experts;
+  return Cuda(p.w13).dtype == DType::kF8E4M3 || int64_t{p.tokens} * p.top_k >= p.experts;
 }
 
-// The fastest that fits. Of FP8 tiles are faster than few too: 77 and 64 us at 4 tokens, 113 and 92
-// at 8; of bf16 few is, 150 and 160 at 8.
+// The fastest that fits. A few tokens are as fast by tiles at 4 tokens of FP8 weights, which is as
+// many as MoeFew() takes of those; of bf16, 8 tokens take 150 us and by tiles 160.
 MoePath ChoosePath(const MoeParams& p, const CudaContext& context) {
   const MoePath many = TilesPay(p) ? MoePath::kTile : MoePath::kStream;
-  const bool f8_tiles = many == MoePath::kTile && Cuda(p.w13).dtype == DType::kF8E4M3;
-  for (const MoePath path :
-       {f8_tiles ? many : MoePath::kFew, MoePath::kFew, many, MoePath::kStream}) {
+  for (const MoePath path : {MoePath::kFew, many, MoePath::kStream}) {
     if (MoePathFits(p, path, context)) return path;
   }
   return MoePath::kGeneral;

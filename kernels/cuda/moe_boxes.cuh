@@ -21,17 +21,6 @@ inline CUtensorMap PairMap(const WeightView& w, int count) {
                       .box = {128, 8, 2, 4, 1}});
 }
 
-// The same 8 gate rows and up rows, four blocks of 128 columns one below the other: [groups of 8
-// rows, blocks, 2, 8, 128], the groups of all matrices in a row. REQUIRES: w.k a multiple of 128.
-inline CUtensorMap PairBlockMap(const WeightView& w, int count) {
-  return TensorMapOf({.base = w.data,
-                      .rank = 5,
-                      .element_bytes = 1,
-                      .dims = {128, 8, 2, w.k / 128, count * w.n / 8},
-                      .strides = {w.stride, w.n / 2 * w.stride, 128, 8 * w.stride},
-                      .box = {128, 8, 2, 4, 1}});
-}
-
 // [matrices, rows, k], boxes of `rows` rows.
 inline CUtensorMap RowMap(const WeightView& w, int count, int rows) {
   return TensorMapOf({.base = w.data,
@@ -58,12 +47,6 @@ __device__ __forceinline__ void CopyRows(uint32_t to, const CUtensorMap* map, in
       "[%0], [%1, {%2, %3, %4}], [%5], %6;" ::"r"(to),
       "l"(map), "r"(column), "r"(row), "r"(expert), "r"(barrier), "l"(ReadOnce())
       : "memory");
-}
-
-// By PairBlockMap(): blocks from `block` on, of the 8 rows that are the group-th of all matrices.
-__device__ __forceinline__ void CopyPairBlocks(uint32_t to, const CUtensorMap* map, int block,
-                                               int group, uint32_t barrier) {
-  CopyRowPairs(to, map, 0, block, group, barrier);
 }
 
 }  // namespace hadal::cuda

@@ -1,23 +1,19 @@
 #include <algorithm>
+#include <cstdint>
 
+#include "common/rounding.h"
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/moe_few.h"
-#include "kernels/cuda/moe_few_f8.h"
 #include "kernels/cuda/moe_few_w13.cuh"
 #include "kernels/cuda/moe_few_w2.cuh"
 
 namespace hadal::cuda {
 namespace {
 
-// In flight per SM: 64 KB of weights (w13), 48 KB (w2); Little's law asks for about 35. Of up to 4
-// tokens both blocks of bf16 fit an SM together, so that w2 fetches while w13 ends; so do w2's and
-// that of the next layer's first product. Two of w13 do not: 8 SMs had two, those that the router's
-// blocks filled none, and the last ended 4 us after the rest. Nor do two of w2 where w13's take
-// more: they start as the first of those end and would share half of the SMs.
-constexpr int kW13Slots = 5;
-constexpr int kW2Slots = 4;
+// Converting their hidden values takes too long for more, and tiles are as fast.
+constexpr int kFewF8Tokens = 4;
 
-int RoundUp8(int64_t n) { return static_cast<int>((n + 7) / 8 * 8); }
+int RoundUp8(int64_t n) { return static_cast<int>(RoundUp(n, 8)); }
 
 FewExpertsArgs ArgsOf(const MoeParams& p) {
   FewExpertsArgs a;
@@ -48,9 +44,18 @@ void SetHidden(const MoeParams& p, CudaContext& context, FewExpertsArgs& a) {
   a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
 }
 
-void LaunchFewBf16(const FewExpertsArgs& a, const MoeParams& p, CudaContext& context) {
-  const auto w13 = FewW13Kernel<kW13Slots>;
-  const auto w2 = FewW2Kernel<kW2Slots>;
+// In flight per SM: 96 KB of weights (w13), 64 (w2, 96 of many tokens); Little's law asks for about 35.
+constexpr int kW13Slots = 3;
+
+// Blocks of both kernels fit an SM together where tokens are few, so that w2 fetches while w13 ends.
+// Two of w13 do not: 8 SMs had two, those that the router's blocks filled none, and the last ended 4 us
+// after the rest. Nor do two of w2 that has no room there: they start as the first of w13 end and would
+// share half of the SMs.
+template <typename W, int kTokens>
+void LaunchFewOf(const FewExpertsArgs& a, int experts, CudaContext& context) {
+  constexpr int kW2Slots = kTokens * sizeof(W) <= (kIsF8<W> ? 1 : 8) ? 2 : 3;
+  const auto w13 = FewW13Kernel<W, kW13Slots>;
+  const auto w2 = FewW2Kernel<W, kTokens, kW2Slots>;
   static const bool once = [&] {
     constexpr auto kAttribute = cudaFuncAttributeMaxDynamicSharedMemorySize;
     for (const auto kernel : {w13, w2}) {
@@ -59,17 +64,30 @@ void LaunchFewBf16(const FewExpertsArgs& a, const MoeParams& p, CudaContext& con
     return true;
   }();
   (void)once;
-  const int64_t rows = std::min<int64_t>(int64_t{p.tokens} * p.top_k, p.w13->count);
-  const int64_t w13_items = (p.shared.width + 7) / 8 + rows * ((p.width + 7) / 8);
-  const int64_t w2_items = (p.dim + 15) / 16;
+  const int64_t rows = std::min(a.tokens * a.top_k, experts);
+  const int64_t w13_items = CeilDiv(a.shared_width, 8) + rows * CeilDiv(a.width, 8);
   const auto blocks = [&](int64_t items) {
     return static_cast<unsigned>(std::clamp<int64_t>(items, 1, context.sm_count));
   };
-  const int64_t w13_bytes = std::max(FewW13SharedBytes(a, kW13Slots), kFewAloneBytes);
-  int64_t w2_bytes = FewW2SharedBytes(kW2Slots);
+  const int64_t w13_bytes = std::max(FewW13SharedBytes<W, kW13Slots>(a), kFewAloneBytes);
+  int64_t w2_bytes = FewW2SharedBytes<W, kTokens, kW2Slots>();
   if (w2_bytes > FewRoomBeside(w13_bytes)) w2_bytes = std::max(w2_bytes, kFewAloneBytes);
   Launch(w13, blocks(w13_items), kFewThreads, static_cast<size_t>(w13_bytes), context, a);
-  Launch(w2, blocks(w2_items), kFewThreads, static_cast<size_t>(w2_bytes), context, a);
+  Launch(w2, blocks(CeilDiv(a.dim, 16)), kFewThreads, static_cast<size_t>(w2_bytes), context, a);
+}
+
+template <typename W>
+void LaunchFew(const FewExpertsArgs& a, int experts, CudaContext& context) {
+  if (a.tokens == 1) return LaunchFewOf<W, 1>(a, experts, context);
+  if (a.tokens == 2) return LaunchFewOf<W, 2>(a, experts, context);
+  if (a.tokens <= 4) return LaunchFewOf<W, 4>(a, experts, context);
+  if constexpr (!kIsF8<W>) LaunchFewOf<W, kFewTokens>(a, experts, context);
+}
+
+// Offsets within a matrix are int.
+bool IsShort(const PackedWeight* w) {
+  return w == nullptr ||
+         w->n * static_cast<const CudaPackedWeight*>(w)->stride * DTypeSize(w->dtype) < INT32_MAX;
 }
 
 }  // namespace
@@ -87,20 +105,19 @@ bool MoeFewFits(const MoeParams& p, const CudaContext& context) {
   if (!fits(p.w13) || !fits(p.w2) || !fits(p.shared.w13) || !fits(p.shared.w2)) return false;
   // w13 starts at whole scale blocks: its k is never cut.
   if (static_cast<const CudaPackedWeight*>(p.w13)->k_lead != 0) return false;
-  FewExpertsArgs a = ArgsOf(p);
-  if (dtype == DType::kF8E4M3) return context.arch == 90 && FewF8Fits(a);
-  return FewW13SharedBytes(a, kW13Slots) <= kFewSharedBytes;
+  if (!IsShort(p.w13) || !IsShort(p.w2) || !IsShort(p.shared.w13) || !IsShort(p.shared.w2)) {
+    return false;
+  }
+  const FewExpertsArgs a = ArgsOf(p);
+  if (dtype == DType::kBF16) return FewW13SharedBytes<bf16, kW13Slots>(a) <= kFewSharedBytes;
+  return p.tokens <= kFewF8Tokens && FewW13SharedBytes<fp8, kW13Slots>(a) <= kFewSharedBytes;
 }
 
 void MoeFew(const MoeParams& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   FewExpertsArgs a = ArgsOf(p);
   SetHidden(p, context, a);
-  if (p.w13->dtype == DType::kBF16) {
-    LaunchFewBf16(a, p, context);
-  } else {
-    LaunchFewF8Experts(a, p.w13->count, std::min(p.tokens * p.top_k, p.w13->count), context);
-  }
+  (p.w13->dtype == DType::kBF16 ? LaunchFew<bf16> : LaunchFew<fp8>)(a, p.w13->count, context);
 }
 
 }  // namespace hadal::cuda

@@ -9,86 +9,110 @@ namespace hadal::cuda {
 
 // Bytes between tokens in shared memory: quarter warps that read 16 bytes of 2 tokens meet no bank
 // twice.
-constexpr int FewXStride(int dim) { return (dim * 2 + 255) / 256 * 256 + 64; }
+template <typename W>
+constexpr int FewXStride(int dim) {
+  return FewSteps<W>(dim) * kFewColumns<W> * 2 + (kIsF8<W> ? 16 : 64);
+}
+// Of scales in front of FP8's tokens, [blocks of 128 columns][kFewTokens] float.
+template <typename W>
+constexpr int FewXScaleBytes(int dim) {
+  return kIsF8<W> ? FewSteps<W>(dim) * kFewBlocks * kFewTokens * 4 : 0;
+}
 
 struct W13Shared {
   FewSums sums;
   FewJobs jobs;
 };
 
+// An item of job -1 is of the shared MLP.
+struct W13Item {
+  int job, tile;
+};
+
 struct W13Items {
   const FewExpertsArgs& a;
   const FewJobs& jobs;
-  int shared_items;
-  int tiles;  // of one expert
+  int shared_tiles, tiles;  // of the shared MLP, and of one expert
 
   __device__ W13Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
-        shared_items((args.shared_width + 7) / 8),
+        shared_tiles((args.shared_width + 7) / 8),
         tiles((args.width + 7) / 8) {}
-  __device__ int count() const { return shared_items + jobs.count * tiles; }
-  __device__ FewSource Source(int item) const {
-    const int g = threadIdx.x % 32 / 4;
-    if (item < shared_items) {
-      const int row = item * 8 + g;
-      return SourceOf(a.shared13, 0, row, a.shared_width + row, a.shared_width, 2 * a.shared_width);
+  __device__ W13Item First() const { return Settled({-1, static_cast<int>(blockIdx.x)}); }
+  __device__ W13Item Next(W13Item i) const {
+    return Settled({i.job, i.tile + static_cast<int>(gridDim.x)});
+  }
+  template <typename W>
+  __device__ __forceinline__ FewRows<W> Rows(W13Item i) const {
+    const int first = i.tile * 8;
+    return i.job < 0 ? FewRows<W>(a.shared13, 0, first, a.shared_width + first)
+                     : FewRows<W>(a.w13, jobs.expert[i.job], first, a.width + first);
+  }
+
+ private:
+  // Tiles behind the last of a job are of the next; of jobs there may be fewer.
+  __device__ W13Item Settled(W13Item i) const {
+    for (int own = i.job < 0 ? shared_tiles : tiles; i.tile >= own; own = tiles) {
+      i.tile -= own;
+      ++i.job;
     }
-    const int job = (item - shared_items) / tiles, row = (item - shared_items) % tiles * 8 + g;
-    return SourceOf(a.w13, jobs.expert[job], row, a.width + row, a.width, 2 * a.width);
+    return i;
   }
 };
 
-// What a warp copies next.
-template <int kSlots>
+// What a warp copies next: of every item each kFewWarps-th step, in rounds of all warps.
+template <typename W>
 struct W13Producer {
-  using Slot = FewSlot<false>;
-  uint32_t ring;  // of this warp
-  int own_steps;  // of this warp per item
-  int item;
-  int step = 0;  // among own_steps
-  int slot = 0;
-  FewSource source;
+  int steps;  // of an item
+  int warp;
+  W13Item item;
+  FewSlot slot;
+  int round = 0;
+  FewRows<W> rows;
 
-  // Copies the next step into the next slot; nothing after the last item. Always one group.
-  __device__ __forceinline__ void Issue(const W13Items& items, int item_count) {
-    if (own_steps > 0 && item < item_count) {
-      if (step == 0) source = items.Source(item);
-      CopyWeights<false>(ring + slot * Slot::kBytes, source,
-                         step * kFewWarps + static_cast<int>(threadIdx.x / 32));
-      if (++step == own_steps) {
-        step = 0;
-        item += gridDim.x;
+  // Nothing behind the last of `jobs`, nor where this warp has no step while others have. Always one
+  // group, for the slot that was read last.
+  __device__ __forceinline__ void Issue(const W13Items& items, int jobs) {
+    if (item.job < jobs) {
+      if (round == 0) rows = items.Rows<W>(item);
+      const int step = StepOf(round);
+      if (step < steps) rows.Copy(slot.at, step);
+      if (++round == Rounds()) {
+        round = 0;
+        item = items.Next(item);
       }
     }
-    slot = slot + 1 == kSlots ? 0 : slot + 1;
+    slot.Next(kFewSlotBytes<W>);
     CommitCopies();
   }
+
+  __device__ __forceinline__ int StepOf(int r) const { return r * kFewWarps + warp; }
+  __device__ __forceinline__ int Rounds() const { return (steps + kFewWarps - 1) / kFewWarps; }
 };
 
-__device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const W13Items& items,
-                                            int item, const FewSums& sums, int turn) {
+__device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const FewJobs& jobs,
+                                            W13Item item, const FewSums& sums, int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair >= 64) return;
-  const int lane = pair / 2, g = lane / 4, token = lane % 4 * 2 + pair % 2;
+  const int lane = pair / 2, column = item.tile * 8 + lane / 4, token = lane % 4 * 2 + pair % 2;
   if (token >= a.tokens) return;
-  bf16* to;
-  if (item < items.shared_items) {
-    to = a.shared_hidden + token * a.shared_stride + item * 8 + g;
-  } else {
-    const int job = (item - items.shared_items) / items.tiles;
-    const int row = items.jobs.row[job][token];
+  bf16* to = a.shared_hidden + token * a.shared_stride + column;
+  if (item.job >= 0) {
+    const int row = jobs.row[item.job][token];
     if (row < 0) return;
-    to = a.hidden + row * a.hidden_stride + (item - items.shared_items) % items.tiles * 8 + g;
+    to = a.hidden + row * a.hidden_stride + column;
   }
   const float gate = AddSums(sums, turn, lane * 4 + pair % 2);
   const float up = AddSums(sums, turn, lane * 4 + 2 + pair % 2);
-  *to = FromFloat<bf16>(SiluMul(gate, up));
+  // Up to the stride: w2 reads zeros behind the last column.
+  const bool inside = column < (item.job < 0 ? a.shared_width : a.width);
+  *to = FromFloat<bf16>(inside ? SiluMul(gate, up) : 0.0f);
 }
 
 // Tokens to shared memory, zeros behind dim; by all warps but the first.
 __device__ inline void LoadTokens(const FewExpertsArgs& a, char* to) {
-  const int stride = FewXStride(a.dim), chunks = (a.dim + 127) / 128 * 16;
+  const int stride = FewXStride<bf16>(a.dim), chunks = FewSteps<bf16>(a.dim) * kFewColumns<bf16> / 8;
   for (int i = threadIdx.x - 32; i < a.tokens * chunks; i += kFewThreads - 32) {
     const int t = i / chunks, c = i % chunks;
     uint4 v = {0, 0, 0, 0};
@@ -99,56 +123,121 @@ __device__ inline void LoadTokens(const FewExpertsArgs& a, char* to) {
     *reinterpret_cast<uint4*>(to + t * stride + c * 16) = v;
   }
 }
+// The same in f16, with their scales.
+__device__ inline void LoadHalfTokens(const FewExpertsArgs& a, float* scales, char* to) {
+  constexpr int kAtOnce = 4, kWarps = kFewWarps - 1;  // loads in flight
+  const int blocks = FewSteps<fp8>(a.dim) * kFewBlocks, count = a.tokens * blocks;
+  const int lane = threadIdx.x % 32;
+  for (int first = static_cast<int>(threadIdx.x / 32) - 1; first < count;
+       first += kAtOnce * kWarps) {
+    uint2 x[kAtOnce];
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int i = first + u * kWarps, column = i % blocks * 128 + lane * 4;
+      x[u] = {0, 0};
+      if (i < count && column < a.dim) {
+        x[u] = __ldcg(reinterpret_cast<const uint2*>(static_cast<const bf16*>(a.x) +
+                                                     int64_t{i / blocks} * a.dim + column));
+      }
+    }
+#pragma unroll
+    for (int u = 0; u < kAtOnce; ++u) {
+      const int i = first + u * kWarps, t = i / blocks, block = i % blocks;
+      if (i >= count) break;
+      const float down = Halves(x[u]);
+      *reinterpret_cast<uint2*>(to + t * FewXStride<fp8>(a.dim) + block * 256 + lane * 8) = x[u];
+      if (lane == 0) scales[block * kFewTokens + t] = down;
+    }
+  }
+}
 
-template <int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 1) FewW13Kernel(FewExpertsArgs a) {
+// Of a block, for the lane's token: x points at its row and the lane's first columns.
+template <typename W>
+__device__ __forceinline__ void TokensAt(uint32_t x, int block, FewTokens<W>& to) {
+  constexpr int kPartBytes = 128 / sizeof(W);
+  const uint32_t at = x + block * (kFewParts * kPartBytes);
+#pragma unroll
+  for (int part = 0; part < kFewParts; ++part) {
+    if constexpr (kIsF8<W>) {
+      HalfTokens(LoadShared16(at + part * kPartBytes), LoadShared16(at + part * kPartBytes + 16),
+                 to[part]);
+    } else {
+      const uint4 v[1] = {LoadShared16(at + part * kPartBytes)};
+      to[part] = TokensOf<W>(v);
+    }
+  }
+}
+
+// total += a step's products. scales: of FP8's tokens.
+template <typename W>
+__device__ __forceinline__ void AddW13Step(const FewWeights<W>& w, int step, uint32_t x,
+                                           const float* scales, MmaSums& total) {
+#pragma unroll
+  for (int b = 0; b < kFewBlocks; ++b) {
+    const int block = step * kFewBlocks + b;
+    FewTokens<W> operands;
+    TokensAt<W>(x, block, operands);
+    float2 factor = {1, 1};
+    if constexpr (kIsF8<W>) {
+      factor = *reinterpret_cast<const float2*>(scales + block * kFewTokens + threadIdx.x % 4 * 2);
+    }
+    AddBlock<W>(w, b, operands, factor, total);
+  }
+}
+
+template <typename W, int kSlots>
+__global__ void __launch_bounds__(kFewThreads, 2) FewW13Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
-  using Slot = FewSlot<false>;
-  auto& shared = *reinterpret_cast<W13Shared*>(memory + kFewWarps * kSlots * Slot::kBytes);
-  char* tokens = reinterpret_cast<char*>(&shared + 1);
-  const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-  const int steps = (a.dim + Slot::kStepK - 1) / Slot::kStepK, own_steps = OwnSteps(steps);
-  const uint32_t ring = SharedAddress(memory) + warp * kSlots * Slot::kBytes;
+  constexpr int kRingBytes = kSlots * kFewSlotBytes<W>;
+  auto& shared = *reinterpret_cast<W13Shared*>(memory + kFewWarps * kRingBytes);
+  auto* scales = reinterpret_cast<float*>(&shared + 1);
+  char* tokens = reinterpret_cast<char*>(&shared + 1) + FewXScaleBytes<W>(a.dim);
+  const int lane = threadIdx.x % 32, steps = FewSteps<W>(a.dim);
 
   const W13Items items(a, shared.jobs);
-  W13Producer<kSlots> producer{ring, own_steps, static_cast<int>(blockIdx.x)};
+  FewSlot slot(SharedAddress(memory) + threadIdx.x / 32 * kRingBytes, kRingBytes);
+  W13Producer<W> producer{steps, WarpIndex(), items.First(), slot};
   int issued = 0;
-  for (; issued < kSlots - 1 && producer.item < items.shared_items; ++issued) {
-    producer.Issue(items, items.shared_items);
-  }
+  for (; issued < kSlots && producer.item.job < 0; ++issued) producer.Issue(items, 0);
   PrepareJobs(a, shared.jobs);
   WaitForPrevious();
   AllowNext();
   if (threadIdx.x < 32) {
     FindJobs(a, shared.jobs);
+  } else if constexpr (kIsF8<W>) {
+    LoadHalfTokens(a, scales, tokens);
   } else {
     LoadTokens(a, tokens);
   }
   __syncthreads();
-  const int count = items.count();
-  for (; issued < kSlots - 1; ++issued) producer.Issue(items, count);
+  const int jobs = shared.jobs.count, rounds = producer.Rounds();
+  for (; issued < kSlots; ++issued) producer.Issue(items, jobs);
 
   const int token = min(lane / 4, a.tokens - 1);
-  const uint32_t x = SharedAddress(tokens) + token * FewXStride(a.dim) + lane % 4 * 16;
-  int slot = 0, turn = 0;
-  for (int item = blockIdx.x; item < count; item += gridDim.x, turn ^= 1) {
+  const uint32_t x =
+      SharedAddress(tokens) + token * FewXStride<W>(a.dim) + lane % 4 * (32 / sizeof(W));
+  int turn = 0;
+  for (W13Item item = items.First(); item.job < jobs; item = items.Next(item), turn ^= 1) {
     MmaSums total = {};
-    for (int i = 0; i < own_steps; ++i) {
-      AwaitCopies<kSlots - 2>();
-      const uint32_t at = ring + slot * Slot::kBytes;
-      const uint32_t x_step = x + (i * kFewWarps + warp) * Slot::kStepK * 2;
-      MultiplySlot<false>(at, total, [&](int part) { return x_step + part * 64; });
-      slot = slot + 1 == kSlots ? 0 : slot + 1;
-      producer.Issue(items, count);
+    for (int round = 0; round < rounds; ++round) {
+      const int step = producer.StepOf(round);
+      AwaitCopies<kSlots - 1>();
+      if (kIsF8<W>) __syncwarp();  // scales of other lanes
+      const FewWeights<W> w(slot.at);
+      slot.Next(kFewSlotBytes<W>);
+      if (kIsF8<W>) __syncwarp();
+      producer.Issue(items, jobs);
+      if (step < steps) AddW13Step<W>(w, step, x, scales, total);
     }
     ShareSums(shared.sums, turn, total);
-    StoreHidden(a, items, item, shared.sums, turn);
+    StoreHidden(a, shared.jobs, item, shared.sums, turn);
   }
 }
 
-inline int64_t FewW13SharedBytes(const FewExpertsArgs& a, int slots) {
-  return int64_t{kFewWarps} * slots * FewSlot<false>::kBytes +
-         static_cast<int64_t>(sizeof(W13Shared)) + int64_t{a.tokens} * FewXStride(a.dim);
+template <typename W, int kSlots>
+int64_t FewW13SharedBytes(const FewExpertsArgs& a) {
+  return int64_t{kFewWarps} * kSlots * kFewSlotBytes<W> + int64_t{sizeof(W13Shared)} +
+         FewXScaleBytes<W>(a.dim) + int64_t{a.tokens} * FewXStride<W>(a.dim);
 }
 
 }  // namespace hadal::cuda

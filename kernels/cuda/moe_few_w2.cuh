@@ -1,132 +1,240 @@
 #pragma once
 
+#include <type_traits>
+
 #include "kernels/cuda/moe_few.cuh"
 
 namespace hadal::cuda {
 
 // out = shared w2 hidden + sum over the local experts of weight * (w2 hidden), in one pass: an item
-// is 16 outputs, its k runs over the shared MLP and then over the experts. Sums are FP32, in that
-// order.
+// is 16 outputs, its k runs over the shared MLP and then over the experts, cut in as many pieces as
+// there are warps. Sums are FP32, in that order.
 
 struct W2Shared {
   FewSums sums;
   FewJobs jobs;
 };
 
-using W2Slot = FewSlot<true>;
-
-// The steps of an item, in turn for each warp: part -1 is the shared MLP, part j job j.
+// A step of an item: part -1 is the shared MLP, part j job j.
 struct W2Cursor {
   int part;
   int step;  // within the part
-  int left;  // steps of this warp in this item
-
-  // Passes parts that have no step for this warp here.
-  __device__ __forceinline__ bool Settle(int shared_steps, int steps) {
-    const int before = part;
-    while (left > 0 && step >= (part < 0 ? shared_steps : steps)) {
-      step -= part < 0 ? shared_steps : steps;
-      ++part;
-    }
-    return part != before;
-  }
+  int left;  // of this warp in this item, with this one
 };
 
+template <typename W>
 struct W2Items {
   const FewExpertsArgs& a;
   const FewJobs& jobs;
   int shared_steps, steps, count;
 
-  static __device__ int StepsOf(int width) { return (width + W2Slot::kStepK - 1) / W2Slot::kStepK; }
+  static __device__ int StepsOf(const WeightView& w, int width) {
+    return width == 0 ? 0 : FewSteps<W>(width + (kIsF8<W> ? w.k_lead : 0));
+  }
   __device__ W2Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
         jobs(found),
-        shared_steps(StepsOf(args.shared_width)),
-        steps(StepsOf(args.width)),
+        shared_steps(StepsOf(args.shared2, args.shared_width)),
+        steps(StepsOf(args.w2, args.width)),
         count((args.dim + 15) / 16) {}
   __device__ W2Cursor Begin() const {
-    W2Cursor c{-1, static_cast<int>(threadIdx.x / 32), OwnSteps(shared_steps + jobs.count * steps)};
-    c.Settle(shared_steps, steps);
+    const int all = shared_steps + jobs.count * steps, warp = WarpIndex();
+    const int first = all * warp / kFewWarps;
+    W2Cursor c{-1, first, all * (warp + 1) / kFewWarps - first};
+    while (c.left > 0 && c.step >= StepsOf(c.part)) {
+      c.step -= StepsOf(c.part);
+      ++c.part;
+    }
     return c;
   }
-  __device__ FewSource Source(int item, int part) const {
-    const int row = item * 16 + threadIdx.x % 32 / 4;
-    return part < 0 ? SourceOf(a.shared2, 0, row, row + 8, a.dim, a.dim)
-                    : SourceOf(a.w2, jobs.expert[part], row, row + 8, a.dim, a.dim);
+  // True: of another part than before.
+  __device__ __forceinline__ bool Advance(W2Cursor& c) const {
+    --c.left;
+    if (++c.step < StepsOf(c.part)) return false;
+    c.step = 0;
+    ++c.part;
+    return true;
   }
-  // Hidden row of this lane's token in that part, or null.
-  __device__ const bf16* Hidden(int part) const {
-    const int token = threadIdx.x % 32 / 4;
-    if (token >= a.tokens) return nullptr;
-    if (part < 0) return a.shared_hidden + token * a.shared_stride;
-    const int row = jobs.row[part][token];
-    return row < 0 ? nullptr : a.hidden + row * a.hidden_stride;
+  __device__ __forceinline__ FewRows<W> Rows(int item, int part) const {
+    const int row = item * 16;
+    return part < 0 ? FewRows<W>(a.shared2, 0, row, row + 8)
+                    : FewRows<W>(a.w2, jobs.expert[part], row, row + 8);
+  }
+
+ private:
+  __device__ __forceinline__ int StepsOf(int part) const { return part < 0 ? shared_steps : steps; }
+};
+
+// Behind a slot's weights, pieces of hidden values. FP8: [block][token], of a lane columns 4 lane ..
+// 4 lane + 3. bf16: [block][part], of token lane / 4 its 16 bytes beside the lane's weights.
+template <typename W, int kTokens>
+inline constexpr int kW2Pieces = kFewBlocks * (kIsF8<W> ? kTokens : kFewParts);
+template <typename W, int kTokens>
+inline constexpr int kW2PieceBytes = kIsF8<W> ? 256 : kTokens * 64;
+template <typename W, int kTokens>
+inline constexpr int kW2SlotBytes = kFewSlotBytes<W> + kW2Pieces<W, kTokens> * kW2PieceBytes<W, kTokens>;
+
+// Where hidden values of a part lie.
+template <typename W, int kTokens>
+struct W2Hidden {
+  static constexpr int kCount = kIsF8<W> ? kTokens : 1;
+
+  const bf16* row[kCount];  // of tokens, or of the lane's; null: it did not choose the expert
+  int first;                // the lane's first column of step 0
+  int stride;
+
+  __device__ __forceinline__ W2Hidden(const FewExpertsArgs& a, const FewJobs& jobs, int part) {
+    const int lane = threadIdx.x % 32;
+    const bf16* base = part < 0 ? a.shared_hidden : a.hidden;
+    stride = part < 0 ? a.shared_stride : a.hidden_stride;
+    first = kIsF8<W> ? lane * 4 - (part < 0 ? a.shared2 : a.w2).k_lead : lane % 4 * 8;
+#pragma unroll
+    for (int i = 0; i < kCount; ++i) {
+      const int t = kIsF8<W> ? i : lane / 4;
+      const int r = t >= a.tokens ? -1 : part < 0 ? t : jobs.row[part][t];
+      row[i] = r < 0 ? nullptr : base + r * stride;
+    }
+  }
+  W2Hidden() = default;
+
+  // Zeros where there is nothing; `readable` is any address.
+  __device__ __forceinline__ void Copy(uint32_t to, int step, const void* readable) const {
+    constexpr int kColumns = kIsF8<W> ? 128 : 32;  // of a piece
+    const int lane = threadIdx.x % 32;
+    if (!kIsF8<W> && lane >= 4 * kTokens) return;
+    to += lane * (kIsF8<W> ? 8 : 16);
+#pragma unroll
+    for (int i = 0; i < kW2Pieces<W, kTokens>; ++i) {
+      const int column = step * kFewColumns<W> + first + i / kCount * kColumns;
+      const bf16* from = row[i % kCount];
+      const bool inside = from != nullptr && column >= 0 && column < stride;
+      const void* at = inside ? from + column : readable;
+      if constexpr (kIsF8<W>) {
+        CopyAsync8(to + i * kW2PieceBytes<W, kTokens>, at, inside);
+      } else {
+        CopyAsync16(to + i * kW2PieceBytes<W, kTokens>, at, inside);
+      }
+    }
   }
 };
 
 enum class W2Copy { kWeights, kHidden, kBoth };
 
 // What a warp copies next. A copy of it goes over the same steps.
-template <int kSlots>
+template <typename W, int kTokens>
 struct W2Producer {
-  uint32_t ring;
   int item;
   W2Cursor at;
-  int slot = 0;
-  FewSource source;
-  const bf16* hidden;
+  FewSlot slot;
+  FewRows<W> rows;
+  W2Hidden<W, kTokens> hidden;
 
-  __device__ __forceinline__ void Load(const W2Items& items) {
-    if (item >= items.count || at.left == 0) return;
-    source = items.Source(item, at.part);
-    hidden = items.Hidden(at.part);
+  __device__ __forceinline__ W2Producer(const W2Items<W>& items, const FewSlot& ring)
+      : item(static_cast<int>(blockIdx.x)), at(items.Begin()), slot(ring) {
+    if (at.left > 0) SetPart(items);
   }
 
-  __device__ __forceinline__ void CopyHidden(const W2Items& items, uint32_t to) const {
-    const int lane = threadIdx.x % 32;
-    const int stride = at.part < 0 ? items.a.shared_stride : items.a.hidden_stride;
-    // Any readable address will do where there is nothing to read.
-    const bf16* row = hidden == nullptr ? static_cast<const bf16*>(items.a.x) : hidden;
-#pragma unroll
-    for (int part = 0; part < W2Slot::kParts; ++part) {
-      const int k = at.step * W2Slot::kStepK + part * (W2Slot::kStepK / 2) + lane % 4 * 8;
-      const bool inside = hidden != nullptr && k < stride;
-      CopyAsync16(to + W2Slot::kWeightBytes + part * 512 + lane * 16, row + (inside ? k : 0),
-                  inside);
-    }
-  }
-
+  // Nothing behind the last item.
   template <W2Copy kWhat>
-  __device__ __forceinline__ void Issue(const W2Items& items) {
-    if (item < items.count && at.left > 0) {
-      const uint32_t to = ring + slot * W2Slot::kBytes;
-      if (kWhat != W2Copy::kHidden) CopyWeights<true>(to, source, at.step);
-      if (kWhat != W2Copy::kWeights) CopyHidden(items, to);
-      at.step += kFewWarps;
-      if (--at.left == 0) {
-        item += gridDim.x;
-        at = items.Begin();
-        Load(items);
-      } else if (at.Settle(items.shared_steps, items.steps)) {
-        Load(items);
+  __device__ __forceinline__ void Issue(const W2Items<W>& items) {
+    if (at.left > 0) {
+      if (kWhat != W2Copy::kHidden) rows.Copy(slot.at, at.step);
+      if (kWhat != W2Copy::kWeights) {
+        hidden.Copy(slot.at + kFewSlotBytes<W>, at.step, items.a.x);
       }
+      Advance(items);
     }
-    slot = slot + 1 == kSlots ? 0 : slot + 1;
+    slot.Next(kW2SlotBytes<W, kTokens>);
+  }
+
+ private:
+  __device__ __forceinline__ void Advance(const W2Items<W>& items) {
+    bool other = items.Advance(at);
+    if (at.left == 0) {
+      item += gridDim.x;
+      if (item >= items.count) return;
+      at = items.Begin();
+      other = true;
+    }
+    if (other) SetPart(items);
+  }
+  __device__ __forceinline__ void SetPart(const W2Items<W>& items) {
+    rows = items.Rows(item, at.part);
+    hidden = W2Hidden<W, kTokens>(items.a, items.jobs, at.part);
   }
 };
 
-__device__ __forceinline__ void AddStep(uint32_t slot, const FewJobs& jobs, int part,
-                                        MmaSums& total) {
-  const int lane = threadIdx.x % 32;
-  MmaSums acc = {};
-  MultiplySlot<true>(slot, acc,
-                     [&](int p) { return slot + W2Slot::kWeightBytes + p * 512 + lane * 16; });
+// What a lane needs of a step's hidden values; of tokens that are not there it takes others'.
+template <typename W, int kTokens>
+struct W2Raw {
+  using Piece = std::conditional_t<kIsF8<W>, uint2, uint4>;
+  Piece at[kW2Pieces<W, kTokens>];
+
+  __device__ __forceinline__ explicit W2Raw(const char* slot) {
+    const int own = threadIdx.x % (kIsF8<W> ? 32 : 4 * kTokens);
+#pragma unroll
+    for (int i = 0; i < kW2Pieces<W, kTokens>; ++i) {
+      const char* piece = slot + kFewSlotBytes<W> + i * kW2PieceBytes<W, kTokens>;
+      at[i] = reinterpret_cast<const Piece*>(piece)[own];
+    }
+  }
+};
+
+// FP8's hidden values in f16 to `halves`, [block][token][128]: quarter warps that read 16 bytes of two
+// tokens meet no bank twice. Multiplies each block's factors by what takes the scales back.
+template <int kTokens>
+__device__ __forceinline__ void StoreHalves(W2Raw<fp8, kTokens>& raw, int tokens, char* halves,
+                                            float2 (&factor)[kFewBlocks]) {
+  const int lane = threadIdx.x % 32, q = lane % 4;
+#pragma unroll
+  for (int i = 0; i < kFewBlocks * kTokens; ++i) {
+    const int t = i % kTokens;
+    if (t >= tokens) continue;
+    const float down = Halves(raw.at[i]);
+    *reinterpret_cast<uint2*>(halves + i * 256 + (lane / 2 ^ t % 2) * 16 + lane % 2 * 8) = raw.at[i];
+    if (t == 2 * q) factor[i / kTokens].x *= down;
+    if (t == 2 * q + 1) factor[i / kTokens].y *= down;
+  }
+}
+// Of the lane's token.
+template <int kTokens>
+__device__ __forceinline__ void HalvesAt(const char* halves, int tokens, int block,
+                                         FewTokens<fp8>& to) {
+  const int token = min(static_cast<int>(threadIdx.x) % 32 / 4, tokens - 1), q = threadIdx.x % 4;
+  const uint32_t at = SharedAddress(halves) + (block * kTokens + token) * 256;
+#pragma unroll
+  for (int part = 0; part < kFewParts; ++part) {
+    const int chunk = part * 8 + q * 2 + token % 2;
+    HalfTokens(LoadShared16(at + chunk * 16), LoadShared16(at + (chunk ^ 1) * 16), to[part]);
+  }
+}
+
+// total += a step's products, times the choices' weights. halves: of this warp.
+template <typename W, int kTokens>
+__device__ __forceinline__ void AddW2Step(const FewWeights<W>& w, W2Raw<W, kTokens>& raw,
+                                          const FewExpertsArgs& a, const FewJobs& jobs, int part,
+                                          char* halves, MmaSums& total) {
   float2 weight = {1, 1};
-  if (part >= 0) weight = *reinterpret_cast<const float2*>(&jobs.weight[part][lane % 4 * 2]);
-  total.at[0] += weight.x * acc.at[0];
-  total.at[1] += weight.y * acc.at[1];
-  total.at[2] += weight.x * acc.at[2];
-  total.at[3] += weight.y * acc.at[3];
+  if (part >= 0) weight = *reinterpret_cast<const float2*>(&jobs.weight[part][threadIdx.x % 4 * 2]);
+  float2 factor[kFewBlocks] = {weight, weight};
+  if constexpr (kIsF8<W>) {
+    StoreHalves<kTokens>(raw, a.tokens, halves, factor);
+    __syncwarp();
+  }
+#pragma unroll
+  for (int b = 0; b < kFewBlocks; ++b) {
+    FewTokens<W> x;
+    if constexpr (kIsF8<W>) {
+      HalvesAt<kTokens>(halves, a.tokens, b, x);
+    } else {
+#pragma unroll
+      for (int i = 0; i < kFewParts; ++i) {
+        const uint4 v[1] = {raw.at[b * kFewParts + i]};
+        x[i] = TokensOf<W>(v);
+      }
+    }
+    AddBlock<W>(w, b, x, factor[b], total);
+  }
 }
 
 __device__ __forceinline__ void StoreOut(const FewExpertsArgs& a, int item, const FewSums& sums,
@@ -139,49 +247,54 @@ __device__ __forceinline__ void StoreOut(const FewExpertsArgs& a, int item, cons
   a.out[int64_t{token} * a.dim + row] = FromFloat<bf16>(AddSums(sums, turn, at));
 }
 
-template <int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 1) FewW2Kernel(FewExpertsArgs a) {
+// kTokens: at least a.tokens.
+template <typename W, int kTokens, int kSlots>
+__global__ void __launch_bounds__(kFewThreads, 2) FewW2Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
-  auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kSlots * W2Slot::kBytes);
-  const int warp = threadIdx.x / 32;
-  const uint32_t ring = SharedAddress(memory) + warp * kSlots * W2Slot::kBytes;
+  constexpr int kRingBytes = kSlots * kW2SlotBytes<W, kTokens>;
+  auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kRingBytes);
+  char* halves = reinterpret_cast<char*>(&shared + 1) +
+                 threadIdx.x / 32 * (kFewBlocks * kTokens * 256);
+  const uint32_t base = SharedAddress(memory);
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
   PrepareJobs(a, shared.jobs);
   if (threadIdx.x < 32) FindJobs(a, shared.jobs);
   __syncthreads();
-  const W2Items items(a, shared.jobs);
-  W2Producer<kSlots> producer{ring, static_cast<int>(blockIdx.x), items.Begin()};
-  producer.Load(items);
-  W2Producer<kSlots> early = producer;
-  for (int i = 0; i < kSlots - 1; ++i) early.template Issue<W2Copy::kWeights>(items);
+  const W2Items<W> items(a, shared.jobs);
+  FewSlot slot(base + threadIdx.x / 32 * kRingBytes, kRingBytes);
+  W2Producer<W, kTokens> producer(items, slot), early = producer;
+  for (int i = 0; i < kSlots; ++i) early.template Issue<W2Copy::kWeights>(items);
   WaitForPrevious();
   AllowNext();
-  for (int i = 0; i < kSlots - 1; ++i) {
+  for (int i = 0; i < kSlots; ++i) {
     producer.template Issue<W2Copy::kHidden>(items);
     CommitCopies();
   }
-  int slot = 0, turn = 0;
+  int turn = 0;
   for (int item = blockIdx.x; item < items.count; item += gridDim.x, turn ^= 1) {
     MmaSums total = {};
-    W2Cursor at = items.Begin();
-    while (at.left > 0) {
-      AwaitCopies<kSlots - 2>();
-      AddStep(ring + slot * W2Slot::kBytes, shared.jobs, at.part, total);
-      slot = slot + 1 == kSlots ? 0 : slot + 1;
+    for (W2Cursor at = items.Begin(); at.left > 0; items.Advance(at)) {
+      AwaitCopies<kSlots - 1>();
+      __syncwarp();  // scales of other lanes
+      const FewWeights<W> w(slot.at);
+      W2Raw<W, kTokens> raw(memory + (slot.at - base));
+      slot.Next(kW2SlotBytes<W, kTokens>);
+      __syncwarp();
       producer.template Issue<W2Copy::kBoth>(items);
       CommitCopies();
-      at.step += kFewWarps;
-      --at.left;
-      at.Settle(items.shared_steps, items.steps);
+      AddW2Step<W, kTokens>(w, raw, a, shared.jobs, at.part, halves, total);
     }
     ShareSums(shared.sums, turn, total);
     StoreOut(a, item, shared.sums, turn);
   }
 }
 
-inline int64_t FewW2SharedBytes(int slots) {
-  return int64_t{kFewWarps} * slots * W2Slot::kBytes + static_cast<int64_t>(sizeof(W2Shared));
+template <typename W, int kTokens, int kSlots>
+constexpr int64_t FewW2SharedBytes() {
+  const int64_t halves = kIsF8<W> ? kFewWarps * kFewBlocks * kTokens * 256 : 0;
+  return int64_t{kFewWarps} * kSlots * kW2SlotBytes<W, kTokens> + int64_t{sizeof(W2Shared)} +
+         halves;
 }
 
 }  // namespace hadal::cuda

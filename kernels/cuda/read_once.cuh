@@ -15,6 +15,11 @@ __device__ __forceinline__ uint64_t ReadOnce() {
   return policy;
 }
 
+// 16 bytes.
+__device__ __forceinline__ void CopyOnce16(uint32_t to, const void* from) {
+  asm volatile("cp.async.cg.shared.global.L2::cache_hint.L2::128B [%0], [%1], 16, %2;" ::"r"(to),
+               "l"(from), "l"(ReadOnce()));
+}
 // As CopyAsync16(): 16 bytes; zeros when not valid (`from` must still be a readable address).
 __device__ __forceinline__ void CopyOnce16(uint32_t to, const void* from, bool valid) {
   asm volatile(
