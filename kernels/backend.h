@@ -81,9 +81,10 @@ class Backend {
   virtual void Await(uint64_t ticket) = 0;
 
   // Copies matrices of one shape into the backend's layout. REQUIRES: at least one.
-  virtual std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) = 0;
+  virtual std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices,
+                                             WeightUse use) = 0;
   // What Pack() will occupy for one [n, k] matrix.
-  virtual int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const = 0;
+  virtual int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse use) const = 0;
 
   // Memory that ops need beside their operands, within `limits`; and taking it. Called once, before
   // the first op.

@@ -30,11 +30,15 @@ struct WeightSource {
   std::optional<RandomElements> random;
 };
 
+// kHeads: matrices of an attention layer's heads, small and multiplied again and again. A backend
+// may keep FP8 ones in the activations' type, which spares each product their widening.
+enum class WeightUse { kStream, kHeads };
+
 // The sources of one matrix, stacked along n (same k, dtype, col_offset). Never empty.
 using StackedSource = std::vector<WeightSource>;
 
 // `count` matrices [n, k] in the backend's own layout: the heads of an attention layer, the experts
-// of a rank, or one alone. FP8 stays at one byte an element.
+// of a rank, or one alone. FP8 stays at one byte an element, but for what WeightUse allows.
 struct PackedWeight {
   virtual ~PackedWeight() = default;
   int count = 1;

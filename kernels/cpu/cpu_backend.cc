@@ -77,10 +77,11 @@ class CpuBackend : public Backend {
   bool Done(uint64_t) override { return true; }
   void Await(uint64_t) override {}
 
-  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
+  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices,
+                                     WeightUse) override {
     return PackCpuWeight(matrices, pool_);
   }
-  int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
+  int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse) const override {
     return CpuPackedBytes(n, k, dtype);
   }
 

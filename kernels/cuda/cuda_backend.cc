@@ -71,11 +71,12 @@ class CudaBackend final : public Backend {
   bool Done(uint64_t ticket) override { return copies_.Done(ticket); }
   void Await(uint64_t ticket) override { copies_.Await(ticket); }
 
-  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
-    return PackCudaWeight(matrices, context_);
+  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices,
+                                     WeightUse use) override {
+    return PackCudaWeight(matrices, context_, use);
   }
-  int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
-    return CudaPackedBytes(n, k, dtype);
+  int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse use) const override {
+    return CudaPackedBytes(n, k, PackedType(dtype, use, context_.act));
   }
 
   int64_t ScratchBytes(const OpLimits& limits) const override {

@@ -62,8 +62,8 @@ HeadsView::HeadsView(const PackedWeight& heads, int first, int count, CudaContex
     view_.data = w.matrix(first);
   } else {
     view_.dtype = context.act;
-    void* out = context.scratch.Allocate<char>(view_.n * w.stride * DTypeSize(context.act));
-    WidenF8(w, first, count, out, context);
+    void* out = context.scratch.Allocate<char>(view_.n * w.stride * DTypeSize(view_.dtype));
+    WidenF8(w, first, count, view_.dtype, out, context);
     view_.data = out;
   }
   view_.bytes = view_.n * view_.stride * DTypeSize(view_.dtype);

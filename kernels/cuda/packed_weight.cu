@@ -7,6 +7,7 @@
 #include "kernels/cuda/cuda_check.h"
 #include "kernels/cuda/fill_random.h"
 #include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/widen.h"
 
 namespace hadal {
 namespace {
@@ -25,6 +26,9 @@ float ScaleAt(const WeightSource& s, int64_t output, int64_t input_block) {
   const int64_t col = s.transposed ? output_block : input_block;
   return s.scale[row * s.scale_stride + col];
 }
+
+// Inputs of its first scale block that a source leaves out.
+int BlockPlace(const WeightSource& s) { return static_cast<int>(InputOffset(s) % kScaleBlock); }
 
 // Two pinned buffers: the host fills one while the other travels.
 class Uploader {
@@ -168,8 +172,9 @@ void UploadScales(const std::vector<StackedSource>& matrices, const CudaPackedWe
   HADAL_CUDA(cudaStreamSynchronize(context.stream));
 }
 
-// Checks that the sources of all matrices agree; sets everything but the pointers.
-void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
+// Checks that the sources of all matrices agree; sets everything but the pointers, for elements of
+// `type`.
+void SetShape(const std::vector<StackedSource>& matrices, DType type, CudaPackedWeight* w) {
   const WeightSource& first = matrices.front().front();
   const bool f8 = first.dtype == DType::kF8E4M3;
   bool whole_blocks = true;
@@ -179,6 +184,7 @@ void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
       HADAL_CHECK(s.k == first.k && s.dtype == first.dtype, "stacked sources differ in k or dtype");
       if (f8) {
         HADAL_CHECK(s.scale != nullptr && s.scale_block == kScaleBlock, "FP8 needs 128x128 scales");
+        HADAL_CHECK(BlockPlace(s) == BlockPlace(sources.front()), "stacked blocks are not aligned");
       }
       whole_blocks = whole_blocks && n % kScaleBlock == 0 && OutputOffset(s) % kScaleBlock == 0;
       n += s.n;
@@ -188,69 +194,30 @@ void SetShape(const std::vector<StackedSource>& matrices, CudaPackedWeight* w) {
   }
   w->count = static_cast<int>(matrices.size());
   w->k = first.k;
-  w->dtype = first.dtype;
+  w->dtype = type;
   w->stride = RoundUp(w->k, kRowAlign);
   w->bytes = w->count * w->n * w->stride * DTypeSize(w->dtype);
-  if (!f8) return;
-  w->k_lead = static_cast<int>(InputOffset(first) % kScaleBlock);
+  if (type != DType::kF8E4M3) return;
+  w->k_lead = BlockPlace(first);
   w->k_blocks = CeilDiv(w->k_lead + w->k, kScaleBlock);
   w->scale_rows = whole_blocks ? kScaleBlock : 1;
   w->scale_n = CeilDiv(w->n, w->scale_rows);
 }
 
-// Whether one k_lead describes all of them.
-bool SamePlacesInBlocks(const std::vector<StackedSource>& matrices) {
-  const WeightSource& first = matrices.front().front();
-  if (first.dtype != DType::kF8E4M3) return true;
-  for (const StackedSource& sources : matrices) {
-    for (const WeightSource& s : sources) {
-      if (InputOffset(s) % kScaleBlock != InputOffset(first) % kScaleBlock) return false;
-    }
-  }
-  return true;
+void* Malloc(int64_t bytes) {
+  void* memory = nullptr;
+  HADAL_CUDA(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
+  return memory;
 }
 
-bf16_t TrueValue(const WeightSource& s, int64_t n, int64_t k) {
-  const int64_t at = s.transposed ? k * s.row_stride + n : n * s.row_stride + k;
-  const float scale = ScaleAt(s, n, (InputOffset(s) + k) / kScaleBlock);
-  return FloatToBf16(F8E4M3ToFloat(static_cast<const uint8_t*>(s.data)[at]) * scale);
-}
-
-// The same matrices in bf16: for heads whose slices of a scale block begin at different places, as
-// no released model has them.
-std::unique_ptr<PackedWeight> PackWidened(const std::vector<StackedSource>& matrices,
-                                          CudaContext& context) {
-  std::vector<std::vector<bf16_t>> values;
-  std::vector<StackedSource> widened(matrices.size());
-  for (size_t i = 0; i < matrices.size(); ++i) {
-    for (const WeightSource& s : matrices[i]) {
-      std::vector<bf16_t>& out = values.emplace_back();
-      out.reserve(static_cast<size_t>(s.n * s.k));
-      for (int64_t n = 0; n < s.n; ++n) {
-        for (int64_t k = 0; k < s.k; ++k) out.push_back(TrueValue(s, n, k));
-      }
-      widened[i].push_back({.data = out.data(), .dtype = DType::kBF16, .n = s.n, .k = s.k,
-                            .row_stride = s.k});
-    }
-  }
-  return PackCudaWeight(widened, context);
-}
-
-}  // namespace
-
-CudaPackedWeight::~CudaPackedWeight() { cudaFree(const_cast<void*>(data)); }
-
-std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
-                                             CudaContext& context) {
-  HADAL_CHECK(!matrices.empty() && !matrices.front().empty(), "nothing to pack");
-  if (!SamePlacesInBlocks(matrices)) return PackWidened(matrices, context);
+// REQUIRES: FP8 matrices have one BlockPlace().
+std::unique_ptr<CudaPackedWeight> PackAsStored(const std::vector<StackedSource>& matrices,
+                                               CudaContext& context) {
   auto w = std::make_unique<CudaPackedWeight>();
-  SetShape(matrices, w.get());
+  SetShape(matrices, matrices.front().front().dtype, w.get());
   const int64_t scale_bytes = w->count * w->scale_n * w->k_blocks * int64_t{sizeof(float)};
   const int64_t scale_at = RoundUp(w->bytes, kScaleAlign);
-  void* memory = nullptr;
-  const int64_t bytes = scale_bytes > 0 ? scale_at + scale_bytes : w->bytes;
-  HADAL_CUDA(cudaMalloc(&memory, static_cast<size_t>(std::max<int64_t>(bytes, 1))));
+  char* memory = static_cast<char*>(Malloc(scale_bytes > 0 ? scale_at + scale_bytes : w->bytes));
   w->data = memory;
   w->bytes += scale_bytes;
   if (AllRandom(matrices)) {
@@ -259,15 +226,53 @@ std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& m
     UploadElements(matrices, *w, context);
   }
   if (scale_bytes > 0) {
-    w->scale = reinterpret_cast<const float*>(static_cast<char*>(memory) + scale_at);
+    w->scale = reinterpret_cast<const float*>(memory + scale_at);
     UploadScales(matrices, *w, context);
   }
   return w;
 }
 
-int64_t CudaPackedBytes(int64_t n, int64_t k, DType dtype) {
-  const int64_t elements = n * RoundUp(k, kRowAlign) * DTypeSize(dtype);
-  if (dtype != DType::kF8E4M3) return elements;
+// FP8 matrices in bf16, each run of one BlockPlace() by way of its codes.
+std::unique_ptr<CudaPackedWeight> PackWidened(const std::vector<StackedSource>& matrices,
+                                              CudaContext& context) {
+  auto w = std::make_unique<CudaPackedWeight>();
+  SetShape(matrices, DType::kBF16, w.get());
+  w->data = Malloc(w->bytes);
+  for (auto begin = matrices.begin(); begin != matrices.end();) {
+    const auto end = std::find_if(begin, matrices.end(), [&](const StackedSource& sources) {
+      return BlockPlace(sources.front()) != BlockPlace(begin->front());
+    });
+    const auto codes = PackAsStored({begin, end}, context);
+    char* out = const_cast<char*>(w->matrix(begin - matrices.begin()));
+    cuda::WidenF8(*codes, 0, codes->count, w->dtype, out, context);
+    HADAL_CUDA(cudaStreamSynchronize(context.stream));
+    begin = end;
+  }
+  return w;
+}
+
+}  // namespace
+
+CudaPackedWeight::~CudaPackedWeight() { cudaFree(const_cast<void*>(data)); }
+
+std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
+                                             CudaContext& context, WeightUse use) {
+  HADAL_CHECK(!matrices.empty() && !matrices.front().empty(), "nothing to pack");
+  const WeightSource& first = matrices.front().front();
+  if (first.dtype != PackedType(first.dtype, use, context.act)) {
+    return PackWidened(matrices, context);
+  }
+  // One k_lead must describe all FP8 ones. Of no released model do heads begin at different places.
+  const bool one_place = std::ranges::all_of(matrices, [&](const StackedSource& sources) {
+    return BlockPlace(sources.front()) == BlockPlace(first);
+  });
+  const bool described = one_place || first.dtype != DType::kF8E4M3;
+  return described ? PackAsStored(matrices, context) : PackWidened(matrices, context);
+}
+
+int64_t CudaPackedBytes(int64_t n, int64_t k, DType type) {
+  const int64_t elements = n * RoundUp(k, kRowAlign) * DTypeSize(type);
+  if (type != DType::kF8E4M3) return elements;
   // Whether blocks are whole depends on where the slices start. In a tensor-parallel split they
   // start at multiples of their size, of which two may be stacked: these sizes are safe.
   const bool whole = n % (2 * kScaleBlock) == 0 && k % kScaleBlock == 0;

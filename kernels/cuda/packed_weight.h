@@ -36,10 +36,19 @@ struct CudaPackedWeight : PackedWeight {
   CudaPackedWeight& operator=(const CudaPackedWeight&) = delete;
 };
 
+// The type that matrices of `dtype` are packed in. FP8 heads are bf16 beside bf16 activations:
+// cuBLASLt multiplies no stacks of FP8, and prompts would widen them in every step.
+inline DType PackedType(DType dtype, WeightUse use, DType act) {
+  const bool widened = dtype == DType::kF8E4M3 && use == WeightUse::kHeads && act == DType::kBF16;
+  return widened ? act : dtype;
+}
+
 // Contract of Backend::Pack(); returns when the sources have been read. Sources that are all random are
 // not read but made on the device. REQUIRES: scale_block 128.
 std::unique_ptr<PackedWeight> PackCudaWeight(const std::vector<StackedSource>& matrices,
-                                             CudaContext& context);
-int64_t CudaPackedBytes(int64_t n, int64_t k, DType dtype);
+                                             CudaContext& context,
+                                             WeightUse use = WeightUse::kStream);
+// `type` is PackedType().
+int64_t CudaPackedBytes(int64_t n, int64_t k, DType type);
 
 }  // namespace hadal

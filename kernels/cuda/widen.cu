@@ -58,7 +58,8 @@ __global__ void __launch_bounds__(kThreads) WidenKernel(WidenArgs a, Act* out) {
 
 }  // namespace
 
-void WidenF8(const CudaPackedWeight& w, int first, int count, void* out, CudaContext& context) {
+void WidenF8(const CudaPackedWeight& w, int first, int count, DType type, void* out,
+             CudaContext& context) {
   HADAL_CHECK(w.dtype == DType::kF8E4M3 && w.stride % kChunk == 0 && first + count <= w.count);
   const int64_t chunks = count * w.n * w.stride / kChunk;
   if (chunks == 0) return;
@@ -72,7 +73,7 @@ void WidenF8(const CudaPackedWeight& w, int first, int count, void* out, CudaCon
                        static_cast<unsigned>(w.stride / kChunk),
                        static_cast<unsigned>(chunks)};
   const dim3 grid(static_cast<unsigned>((chunks + kThreads - 1) / kThreads));
-  if (context.act == DType::kF32) {
+  if (type == DType::kF32) {
     Launch(WidenKernel<float>, grid, dim3(kThreads), 0, context, args, static_cast<float*>(out));
   } else {
     Launch(WidenKernel<__nv_bfloat16>, grid, dim3(kThreads), 0, context, args,

@@ -5,7 +5,8 @@
 
 namespace hadal::cuda {
 
-// The FP8 matrices first .. first + count of a stack as activations, [count * n, stride] at `out`.
-void WidenF8(const CudaPackedWeight& w, int first, int count, void* out, CudaContext& context);
+// FP8 matrices first .. first + count of a stack in bf16 or float, [count * n, stride] at `out`.
+void WidenF8(const CudaPackedWeight& w, int first, int count, DType type, void* out,
+             CudaContext& context);
 
 }  // namespace hadal::cuda

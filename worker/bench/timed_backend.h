@@ -46,11 +46,12 @@ class TimedBackend : public Backend {
   }
   bool Done(uint64_t ticket) override { return backend_->Done(ticket); }
   void Await(uint64_t ticket) override { backend_->Await(ticket); }
-  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
-    return backend_->Pack(matrices);
+  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices,
+                                     WeightUse use) override {
+    return backend_->Pack(matrices, use);
   }
-  int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
-    return backend_->PackedBytes(n, k, dtype);
+  int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse use) const override {
+    return backend_->PackedBytes(n, k, dtype, use);
   }
   int64_t ScratchBytes(const OpLimits& limits) const override {
     return backend_->ScratchBytes(limits);

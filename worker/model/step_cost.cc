@@ -42,8 +42,9 @@ class CostCounter {
 
  private:
   // `matrices` of [n, k] are read, `rows` products are made with one of them each.
-  void Product(int64_t n, int64_t k, DType dtype, double matrices, double rows) {
-    cost_.bytes += matrices * static_cast<double>(backend_.PackedBytes(n, k, dtype));
+  void Product(int64_t n, int64_t k, DType dtype, double matrices, double rows,
+               WeightUse use = WeightUse::kStream) {
+    cost_.bytes += matrices * static_cast<double>(backend_.PackedBytes(n, k, dtype, use));
     cost_.flops += 2.0 * static_cast<double>(n * k) * rows;
   }
 
@@ -62,8 +63,9 @@ class CostCounter {
     Product(config_.dim, heads * config_.v_head_dim, dtype, 1, tokens_);
     // Decode multiplies queries and outputs by the up-projections, prefill the keys it attends to.
     const double up_rows = decode_tokens_ + prefill_context_;
-    Product(config_.qk_nope_head_dim, latent, dtype, static_cast<double>(heads), heads * up_rows);
-    Product(config_.v_head_dim, latent, dtype, static_cast<double>(heads), heads * up_rows);
+    for (const int64_t n : {config_.qk_nope_head_dim, config_.v_head_dim}) {
+      Product(n, latent, dtype, static_cast<double>(heads), heads * up_rows, WeightUse::kHeads);
+    }
     const int64_t cache_size = config_.dtype == DType::kF32 ? 4 : 2;
     cost_.bytes += (decode_keys_ + prefill_context_) * config_.latent_dim() * cache_size;
     cost_.flops += 2.0 * heads * decode_keys_ * (config_.latent_dim() + latent);

@@ -142,10 +142,11 @@ bool WeightReader::ToSource(const MatrixPiece& piece, WeightSource* source) {
   return status_.ok();
 }
 
-std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPieces>& matrices) {
+std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPieces>& matrices,
+                                                 WeightUse use) {
   if (!status_.ok()) return nullptr;
   if (checkpoint_ == nullptr) {
-    CountMatrices(matrices);
+    CountMatrices(matrices, use);
     return nullptr;
   }
   CheckMatrices(matrices);
@@ -156,13 +157,13 @@ std::unique_ptr<PackedWeight> WeightReader::Pack(const std::vector<MatrixPieces>
       if (!ToSource(piece, &sources[i].emplace_back())) return nullptr;
     }
   }
-  std::unique_ptr<PackedWeight> packed = backend_->Pack(sources);
+  std::unique_ptr<PackedWeight> packed = backend_->Pack(sources, use);
   for (const MatrixPieces& pieces : matrices) Release(pieces);
   Count(packed->bytes);
   return packed;
 }
 
-void WeightReader::CountMatrices(const std::vector<MatrixPieces>& matrices) {
+void WeightReader::CountMatrices(const std::vector<MatrixPieces>& matrices, WeightUse use) {
   int64_t n = 0;
   int64_t k = 0;
   for (const MatrixPiece& piece : matrices[0]) {
@@ -170,7 +171,7 @@ void WeightReader::CountMatrices(const std::vector<MatrixPieces>& matrices) {
     k = piece.transposed ? piece.rows.size() : piece.columns.size();
   }
   Count(static_cast<int64_t>(matrices.size()) *
-        planner_.PackedBytes(n, k, MatrixDType(matrices[0][0].name)));
+        planner_.PackedBytes(n, k, MatrixDType(matrices[0][0].name), use));
 }
 
 void WeightReader::Release(const MatrixPieces& pieces) {

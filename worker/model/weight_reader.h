@@ -37,7 +37,8 @@ class WeightReader {
   WeightReader(const ModelConfig& config, const Backend& backend);
 
   // Matrices of one shape.
-  std::unique_ptr<PackedWeight> Pack(const std::vector<MatrixPieces>& matrices);
+  std::unique_ptr<PackedWeight> Pack(const std::vector<MatrixPieces>& matrices,
+                                     WeightUse use = WeightUse::kStream);
   // A small tensor as floats: norms, router. `name` is complete.
   std::unique_ptr<DeviceBuffer> Floats(const std::string& name, int64_t count);
   // Rows of a table as they are stored.
@@ -50,7 +51,7 @@ class WeightReader {
   const Checkpoint::Entry* Find(const std::string& name);
   bool ToSource(const MatrixPiece& piece, WeightSource* source);
   void CheckMatrices(const std::vector<MatrixPieces>& matrices);
-  void CountMatrices(const std::vector<MatrixPieces>& matrices);
+  void CountMatrices(const std::vector<MatrixPieces>& matrices, WeightUse use);
   // Their bytes will not be read again.
   void Release(const MatrixPieces& pieces);
   void CheckValues(const Checkpoint::Entry& entry, Range rows, Range columns);

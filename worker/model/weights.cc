@@ -72,9 +72,9 @@ class WeightWalk {
       uk_t.push_back({{prefix + "kv_b_proj", keys, latent, /*transposed=*/true}});
       uv.push_back({{prefix + "kv_b_proj", values, latent}});
     }
-    w.uk = reader_.Pack(uk);
-    w.uk_t = reader_.Pack(uk_t);
-    w.uv = reader_.Pack(uv);
+    w.uk = reader_.Pack(uk, WeightUse::kHeads);
+    w.uk_t = reader_.Pack(uk_t, WeightUse::kHeads);
+    w.uv = reader_.Pack(uv, WeightUse::kHeads);
     w.o = reader_.Pack({{{prefix + "o_proj",
                           {0, config_.dim},
                           {heads_.begin * config_.v_head_dim, heads_.end * config_.v_head_dim}}}});

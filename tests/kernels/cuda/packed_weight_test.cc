@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <random>
 
+#include "kernels/cuda/cuda_backend.h"
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 #include "tests/support/catch.h"
@@ -44,25 +45,31 @@ struct HostWeight {
   }
 };
 
-// Matrices whose stacked sources have the shapes `shapes`, each drawn anew.
-void CheckRoundTrip(int count, const std::vector<WeightShape>& shapes, DeviceFixture& device,
-                    std::mt19937_64& rng) {
-  std::vector<std::vector<RandomWeight>> weights(static_cast<size_t>(count));
-  std::vector<StackedSource> matrices(static_cast<size_t>(count));
+using MatrixShapes = std::vector<WeightShape>;  // of the stacked sources of a matrix
+
+// Matrices of random sources, packed for `use` as `dtype`.
+void CheckRoundTrip(const std::vector<MatrixShapes>& shapes, WeightUse use, DType dtype,
+                    DeviceFixture& device, std::mt19937_64& rng) {
+  std::vector<std::vector<RandomWeight>> weights(shapes.size());
+  std::vector<StackedSource> matrices(shapes.size());
+  const auto count = static_cast<int64_t>(shapes.size());
   int64_t n = 0;
-  for (const WeightShape& shape : shapes) n += shape.n;
+  for (const WeightShape& shape : shapes[0]) n += shape.n;
   for (size_t i = 0; i < weights.size(); ++i) {
-    for (const WeightShape& shape : shapes) weights[i].emplace_back(shape, rng);
+    for (const WeightShape& shape : shapes[i]) weights[i].emplace_back(shape, rng);
     for (const RandomWeight& weight : weights[i]) matrices[i].push_back(weight.source());
   }
-  const auto packed = PackCudaWeight(matrices, device.context);
+  const auto packed = PackCudaWeight(matrices, device.context, use);
   const auto& w = static_cast<const CudaPackedWeight&>(*packed);
-  CAPTURE(count, n, w.k, DTypeName(w.dtype), shapes.size(), w.scale_rows, w.k_lead);
+  CAPTURE(count, n, w.k, DTypeName(w.dtype), shapes[0].size(), w.scale_rows, w.k_lead);
+  const bool widened = dtype != shapes[0][0].dtype;
+  REQUIRE(w.dtype == dtype);
   CHECK(w.count == count);
   CHECK(w.n == n);
-  CHECK(w.k == shapes[0].k);
+  CHECK(w.k == shapes[0][0].k);
   CHECK(w.stride % 16 == 0);
-  CHECK(w.bytes <= count * CudaPackedBytes(n, w.k, w.dtype));
+  CHECK(w.bytes <= count * CudaPackedBytes(n, w.k, dtype));
+  if (dtype != DType::kF8E4M3) CHECK(w.bytes == count * n * w.stride * DTypeSize(dtype));
   const HostWeight host(w, device.context);
   int64_t wrong = 0;
   for (size_t i = 0; i < weights.size(); ++i) {
@@ -71,7 +78,8 @@ void CheckRoundTrip(int count, const std::vector<WeightShape>& shapes, DeviceFix
       const int64_t rows = weight.source().n;
       for (int64_t r = 0; r < rows; ++r) {
         for (int64_t c = 0; c < w.stride; ++c) {
-          const double expected = c < w.k ? weight.At(r, c) : 0;
+          double expected = c < w.k ? weight.At(r, c) : 0;
+          if (widened) expected = Bf16ToFloat(FloatToBf16(static_cast<float>(expected)));
           const double actual = host.At(static_cast<int64_t>(i), first + r, c);
           if (actual != expected && ++wrong < 5) {
             UNSCOPED_INFO("matrix " << i << " row " << first + r << " column " << c << ": "
@@ -83,6 +91,12 @@ void CheckRoundTrip(int count, const std::vector<WeightShape>& shapes, DeviceFix
     }
   }
   CHECK(wrong == 0);
+}
+
+// The same shapes in every matrix, each drawn anew.
+void CheckRoundTrip(size_t count, const MatrixShapes& shapes, DeviceFixture& device,
+                    std::mt19937_64& rng) {
+  CheckRoundTrip(std::vector(count, shapes), WeightUse::kStream, shapes[0].dtype, device, rng);
 }
 
 TEST_CASE("a packed weight holds the sources' values, zeros behind each row") {
@@ -115,6 +129,73 @@ TEST_CASE("a weight larger than the upload buffers arrives whole") {
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16);
   CheckRoundTrip(3, {{.n = 3001, .k = 5000, .dtype = DType::kBF16}}, device, rng);
+}
+
+// Rows [first, first + size) of the `width` rows of each head of a matrix with 77 columns.
+std::vector<MatrixShapes> Heads(DType dtype, bool transposed, int heads, int64_t width,
+                                int64_t first, int64_t size) {
+  std::vector<MatrixShapes> shapes;
+  for (int h = 0; h < heads; ++h) {
+    shapes.push_back({{.n = transposed ? 77 : size,
+                       .k = transposed ? size : 77,
+                       .dtype = dtype,
+                       .transposed = transposed,
+                       .row_offset = (3 + h) * width + first}});
+  }
+  return shapes;
+}
+
+TEST_CASE("FP8 heads beside bf16 activations are packed in bf16, as element times scale") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kBF16);
+  const auto check = [&](const std::vector<MatrixShapes>& shapes) {
+    CheckRoundTrip(shapes, WeightUse::kHeads, DType::kBF16, device, rng);
+  };
+  for (const DType dtype : {DType::kBF16, DType::kF8E4M3}) {
+    for (const bool transposed : {false, true}) {
+      check(Heads(dtype, transposed, 16, 256, 128, 128));
+      check(Heads(dtype, transposed, 1, 3, 1, 1));
+      check(Heads(dtype, transposed, 5, 256, 56, 200));  // transposed: all leave 56 inputs out...
+      check(Heads(dtype, transposed, 7, 67, 33, 34));    // ... each another number of them
+      const auto part = [&](int64_t n, int64_t row, int64_t column) {
+        return WeightShape{.n = n, .k = 300, .dtype = dtype, .transposed = transposed,
+                           .row_offset = row, .col_offset = column};
+      };
+      check({{part(64, 5, 133), part(31, 133, 5)}, {part(70, 5, 5), part(25, 133, 133)}});
+    }
+  }
+}
+
+TEST_CASE("FP8 heads keep one byte beside float activations, where one place describes them") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  DeviceFixture device(DType::kF32);
+  const DType f8 = DType::kF8E4M3;
+  const auto same = Heads(f8, /*transposed=*/true, 5, 256, 56, 200);
+  const auto different = Heads(f8, /*transposed=*/true, 7, 67, 33, 34);
+  CheckRoundTrip(same, WeightUse::kHeads, f8, device, rng);
+  CheckRoundTrip(different, WeightUse::kHeads, DType::kBF16, device, rng);
+}
+
+TEST_CASE("packed heads take the memory that was said before") {
+  if (!testing::HaveCudaDevice()) return;
+  std::mt19937_64 rng(testing::RandomSeed());
+  constexpr std::pair<int64_t, int64_t> kSizes[] = {{512, 128}, {128, 512}, {130, 67}};
+  for (const DType act : {DType::kBF16, DType::kF32}) {
+    const auto backend = std::move(*MakeCudaBackend({.activation = act}));
+    for (const auto& [n, k] : kSizes) {
+      const RandomWeight weight({.n = n, .k = k, .dtype = DType::kF8E4M3}, rng);
+      const std::vector<StackedSource> heads(3, {weight.source()});
+      const int64_t said = backend->PackedBytes(n, k, DType::kF8E4M3, WeightUse::kHeads);
+      const int64_t stream = backend->PackedBytes(n, k, DType::kF8E4M3, WeightUse::kStream);
+      CAPTURE(DTypeName(act), n, k, said, stream);
+      const int64_t bytes = backend->Pack(heads, WeightUse::kHeads)->bytes;
+      CHECK(bytes <= 3 * said);
+      CHECK((act == DType::kBF16 ? bytes == 3 * 2 * n * ((k + 15) / 16 * 16) : said == stream));
+      CHECK(backend->Pack(heads, WeightUse::kStream)->bytes <= 3 * stream);
+    }
+  }
 }
 
 // Slices of random matrices, the same once to be read and once to be made.
@@ -150,9 +231,9 @@ int64_t FirstDifference(const std::vector<T>& a, const std::vector<T>& b) {
 }
 
 void CheckSameMemory(const std::vector<StackedSource>& read, const std::vector<StackedSource>& made,
-                     DeviceFixture& device) {
-  const auto expected = PackCudaWeight(read, device.context);
-  const auto actual = PackCudaWeight(made, device.context);
+                     WeightUse use, DeviceFixture& device) {
+  const auto expected = PackCudaWeight(read, device.context, use);
+  const auto actual = PackCudaWeight(made, device.context, use);
   const auto& w = static_cast<const CudaPackedWeight&>(*actual);
   CAPTURE(w.count, w.n, w.k, DTypeName(w.dtype), w.scale_rows, w.k_lead);
   CHECK(w.bytes == expected->bytes);
@@ -172,7 +253,8 @@ TEST_CASE("random weights made on the device are those of the host, bit by bit")
         for (WeightShape& piece : pieces) piece.dtype = dtype, piece.transposed = transposed;
         const RandomSources sources(count, pieces, rng);
         CAPTURE(transposed, pieces.size());
-        CheckSameMemory(sources.read, sources.made, device);
+        CheckSameMemory(sources.read, sources.made, WeightUse::kStream, device);
+        CheckSameMemory(sources.read, sources.made, WeightUse::kHeads, device);
       };
       check(1, {{.n = 1, .k = 1}});
       check(1, {{.n = 256, .k = 512}});
@@ -185,22 +267,22 @@ TEST_CASE("random weights made on the device are those of the host, bit by bit")
   }
 }
 
-TEST_CASE("random weights beside others, or of different places in a scale block, are read") {
+TEST_CASE("random weights beside others are read; of different places in a scale block, made") {
   if (!testing::HaveCudaDevice()) return;
   std::mt19937_64 rng(testing::RandomSeed());
   DeviceFixture device(DType::kBF16);
   const WeightShape shape{.n = 33, .k = 130, .dtype = DType::kF8E4M3};
   RandomSources sources(2, {shape, shape}, rng);
-  for (size_t i = 0; i < 2; ++i) {
-    for (size_t j = 0; j < 2; ++j) sources.made[i][j].data = sources.read[i][j].data;
-  }
   std::vector<StackedSource> mixed = sources.made;
-  mixed[1][0].random.reset();
-  CheckSameMemory(sources.read, mixed, device);
-  for (std::vector<StackedSource>* matrices : {&sources.read, &sources.made}) {
-    (*matrices)[1][0].col_offset = 1;
+  for (size_t i = 0; i < 2; ++i) {
+    for (size_t j = 0; j < 2; ++j) mixed[i][j].data = sources.read[i][j].data;
   }
-  CheckSameMemory(sources.read, sources.made, device);
+  mixed[1][0].random.reset();
+  CheckSameMemory(sources.read, mixed, WeightUse::kStream, device);
+  for (std::vector<StackedSource>* matrices : {&sources.read, &sources.made}) {
+    for (WeightSource& source : (*matrices)[1]) source.col_offset = 1;
+  }
+  CheckSameMemory(sources.read, sources.made, WeightUse::kStream, device);
 }
 
 TEST_CASE("FP8 stays near one byte an element on the device") {

@@ -1,5 +1,6 @@
 #include "worker/model/weight_reader.h"
 
+#include <algorithm>
 #include <fstream>
 #include <random>
 
@@ -83,8 +84,8 @@ int64_t WrongElements(const WeightSource& s) {
 // Counts the sources that a backend was given.
 int CheckRandomSources(const TracingBackend& backend, uint64_t seed) {
   int count = 0;
-  for (const std::vector<StackedSource>& matrices : backend.packed()) {
-    for (const StackedSource& sources : matrices) {
+  for (const TracingBackend::Packed& packed : backend.packed()) {
+    for (const StackedSource& sources : packed.matrices) {
       for (const WeightSource& source : sources) {
         CAPTURE(++count, source.n, source.k, source.transposed);
         REQUIRE(source.random.has_value());
@@ -139,6 +140,51 @@ TEST_CASE("every matrix of every rank of a random model is handed on with what i
   }
 }
 
+// Whether all of it comes from the projections of latents to keys and values.
+bool IsOfHeads(const std::vector<StackedSource>& matrices, const Checkpoint& checkpoint) {
+  const auto inside = [&](const WeightSource& source) {
+    return std::ranges::any_of(checkpoint.entries(), [&](const auto& entry) {
+      const auto data = entry.second.data();
+      return entry.first.ends_with("kv_b_proj.weight") && source.data >= data.data() &&
+             source.data < data.data() + data.size();
+    });
+  };
+  return std::ranges::all_of(matrices, [&](const StackedSource& sources) {
+    return std::ranges::all_of(sources, inside);
+  });
+}
+
+TEST_CASE("only matrices of heads are planned and packed as such; the plan is what is loaded") {
+  const uint64_t seed = RandomSeed();
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const ModelConfig config = TinyConfig(dtype);
+    const auto checkpoint = std::move(*MakeDummyCheckpoint(config, seed));
+    for (int rank = 0; rank < 4; ++rank) {
+      CAPTURE(DTypeName(dtype), rank);
+      TracingBackend backend(std::move(*MakeCpuBackend({.threads = 1, .isa = "portable"})));
+      const Layout layout{2, 2, rank};
+      const Range shared = SplitRange(config.shared_inter_dim(), 4, rank);
+      const auto weights = LoadWeights(config, layout, shared, *checkpoint, &backend, nullptr);
+      REQUIRE(weights.ok());
+      REQUIRE(backend.planned().size() == backend.packed().size());
+      int64_t of_heads = 0;
+      for (size_t i = 0; i < backend.packed().size(); ++i) {
+        const auto& [matrices, use] = backend.packed()[i];
+        CAPTURE(i);
+        CHECK((use == WeightUse::kHeads) == IsOfHeads(matrices, *checkpoint));
+        of_heads += use == WeightUse::kHeads;
+        int64_t n = 0;
+        for (const WeightSource& source : matrices[0]) n += source.n;
+        const WeightSource& first = matrices[0][0];
+        CHECK(backend.planned()[i] == TracingBackend::Planned{n, first.k, first.dtype, use});
+      }
+      CHECK(of_heads == 3 * config.n_layers);
+      CHECK(weights->bytes == backend.allocated());
+      CHECK(PlanWeightBytes(config, layout, shared, backend) == weights->bytes);
+    }
+  }
+}
+
 TEST_CASE("weights of a file are not called random") {
   TempDir dir;
   const ModelConfig config = TinyConfig(DType::kBF16);
@@ -148,7 +194,7 @@ TEST_CASE("weights of a file are not called random") {
   WeightReader reader(config, checkpoint.get(), &backend, nullptr, 0);
   reader.Pack({{{"lm_head", {1, 2}, {0, config.dim}}}});
   REQUIRE(backend.packed().size() == 1);
-  CHECK(!backend.packed()[0][0][0].random.has_value());
+  CHECK(!backend.packed()[0].matrices[0][0].random.has_value());
 }
 
 }  // namespace

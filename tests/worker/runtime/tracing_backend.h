@@ -32,8 +32,20 @@ class TracingBackend final : public Backend {
   int not_replayed() const { return not_replayed_; }
   // Of each key, the ops without their pointers.
   std::map<uint64_t, std::vector<uint64_t>> shapes() const { return shapes_; }
-  // What was asked to be packed, in order; the data is the checkpoint's.
-  const std::vector<std::vector<StackedSource>>& packed() const { return packed_; }
+  struct Packed {
+    std::vector<StackedSource> matrices;  // the data is the checkpoint's
+    WeightUse use;
+  };
+  // What was asked to be packed, in order.
+  const std::vector<Packed>& packed() const { return packed_; }
+  struct Planned {
+    int64_t n, k;
+    DType dtype;
+    WeightUse use;
+    bool operator==(const Planned&) const = default;
+  };
+  // Of what the packed size was asked, in order.
+  const std::vector<Planned>& planned() const { return planned_; }
   // Bytes of all buffers and packed weights that were ever asked for.
   int64_t allocated() const { return allocated_; }
 
@@ -75,14 +87,16 @@ class TracingBackend final : public Backend {
   }
   bool Done(uint64_t ticket) override { return inner_->Done(ticket); }
   void Await(uint64_t ticket) override { inner_->Await(ticket); }
-  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices) override {
-    std::unique_ptr<PackedWeight> packed = inner_->Pack(matrices);
+  std::unique_ptr<PackedWeight> Pack(const std::vector<StackedSource>& matrices,
+                                     WeightUse use) override {
+    std::unique_ptr<PackedWeight> packed = inner_->Pack(matrices, use);
     allocated_ += packed->bytes;
-    packed_.push_back(matrices);
+    packed_.push_back({matrices, use});
     return packed;
   }
-  int64_t PackedBytes(int64_t n, int64_t k, DType dtype) const override {
-    return inner_->PackedBytes(n, k, dtype);
+  int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse use) const override {
+    planned_.push_back({n, k, dtype, use});
+    return inner_->PackedBytes(n, k, dtype, use);
   }
   int64_t ScratchBytes(const OpLimits& limits) const override { return inner_->ScratchBytes(limits); }
   void Reserve(const OpLimits& limits) override { inner_->Reserve(limits); }
@@ -175,7 +189,8 @@ class TracingBackend final : public Backend {
   bool computes_ = true;
   std::vector<uint64_t> trace_, shape_;              // of the step in progress
   int64_t allocated_ = 0;
-  std::vector<std::vector<StackedSource>> packed_;
+  std::vector<Packed> packed_;
+  mutable std::vector<Planned> planned_;
   std::map<uint64_t, std::vector<uint64_t>> shapes_;
   std::map<uint64_t, std::vector<uint64_t>> steps_;  // by key
   std::vector<uint64_t> recorded_;
