@@ -11,7 +11,7 @@ namespace hadal::cuda {
 
 // bf16 activations beside FP8 weights, for the f16 tensor cores, without rounding either: e4m3 is
 // exact in f16, and f16 has more significant bits than bf16. A power of two per token and 128 columns
-// brings the largest activation into [2^14, 2^15); what lies more than 2^28 below it loses bits.
+// brings the largest activation into [2^14, 2^15); what lies more than 2^31 below it loses bits.
 struct HalfScale {
   float up, down;
 };

@@ -12,6 +12,13 @@ inline constexpr int kFewRows = 64;      // (token, choice) pairs
 inline constexpr int kFewExperts = 512;  // of the model
 inline constexpr int kFewWarps = 8;
 inline constexpr int kFewThreads = 32 * kFewWarps;
+inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
+// An SM has 228 KB, of which every block takes 1 KB more than it asks for. The least of which no
+// two blocks fit an SM.
+inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
+// What is left beside a block of that many.
+constexpr int64_t FewRoomBeside(int64_t bytes) { return 226 * 1024 - bytes; }
+
 // Steps of a row of that many columns.
 template <typename W>
 __host__ __device__ constexpr int FewSteps(int columns) {
@@ -22,12 +29,6 @@ __host__ __device__ constexpr int FewSteps(int columns) {
 __device__ __forceinline__ int WarpIndex() {
   return __shfl_sync(0xffffffffu, static_cast<int>(threadIdx.x / 32), 0);
 }
-inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
-// An SM has 228 KB, of which every block takes 1 KB more than it asks for. The least of which no
-// two blocks fit an SM.
-inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
-// What is left beside a block of that many.
-constexpr int64_t FewRoomBeside(int64_t bytes) { return 226 * 1024 - bytes; }
 
 struct FewExpertsArgs {
   const void* x = nullptr;  // [tokens, dim] bf16

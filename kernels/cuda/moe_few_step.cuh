@@ -9,7 +9,8 @@ namespace hadal::cuda {
 // A step of few tokens' experts: a warp multiplies 256 bytes of each of 16 weight rows, with FP8 two
 // blocks of scales, by as many columns of up to 8 tokens. Every warp has a ring of steps in shared
 // memory that only it fills and reads; what it has read it fills again before it multiplies. With FP8
-// weights these kernels wait for instructions, not for memory: half as long steps take a third more.
+// weights these kernels wait for instructions as much as for memory: with steps of half that length one
+// token takes 24.5 us instead of 23.5, four 65 instead of 61 (H200).
 
 template <typename W>
 inline constexpr bool kIsF8 = sizeof(W) == 1;
