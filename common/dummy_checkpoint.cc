@@ -19,14 +19,14 @@ constexpr float kF8Scale = kRandomDeviation / kRandomF8Deviation;
 constexpr int64_t kVariety = int64_t{32} << 20;  // bytes of a pool beyond its largest tensor
 constexpr int64_t kAlign = 64;
 
-enum class Fill { kNormal, kOnes, kZeros, kF8Scale };
+enum class Fill { kNormal, kOnes, kZeros, kScales };
 
 Fill FillOf(const ExpectedTensor& tensor) {
   const auto ends = [&](std::string_view suffix) {
     return std::string_view(tensor.name).ends_with(suffix);
   };
   if (ends("norm.weight")) return Fill::kOnes;
-  if (ends("weight_scale_inv")) return Fill::kF8Scale;
+  if (ends("weight_scale_inv")) return Fill::kScales;
   return ends("e_score_correction_bias") ? Fill::kZeros : Fill::kNormal;
 }
 
@@ -87,7 +87,7 @@ void FillPool(const PoolKey& key, std::byte* data, int64_t bytes, uint64_t seed)
     case Fill::kNormal: return FillNormals(data, count, key.second, seed);
     case Fill::kOnes: return FillConstant(data, count, key.second, 1);
     case Fill::kZeros: return FillConstant(data, count, key.second, 0);
-    case Fill::kF8Scale: return FillConstant(data, count, key.second, kF8Scale);
+    case Fill::kScales: return FillConstant(data, count, key.second, kF8Scale);
   }
 }
 

@@ -1,6 +1,5 @@
 #include <grpcpp/ext/proto_server_reflection_plugin.h>
 #include <grpcpp/grpcpp.h>
-#include <grpcpp/health_check_service_interface.h>
 #include <signal.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
@@ -86,7 +85,6 @@ class Server {
   }
 
   Status Listen(const std::string& secret) {
-    grpc::EnableDefaultHealthCheckService(true);
     grpc::reflection::InitProtoReflectionServerBuilderPlugin();
     WarnIfPublic("--listen", options_.listen);
     WarnIfPublic("--worker-listen", options_.worker_listen);
@@ -101,9 +99,9 @@ class Server {
     builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
     builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kKeepaliveMs / 2);
     for (const auto& service : services_) builder.RegisterService(service.get());
+    builder.RegisterService(health_->service());
     int port = 0;
     HADAL_ASSIGN_OR_RETURN(public_, Start("--listen", options_.listen, &builder, &port));
-    public_->GetHealthCheckService()->SetServingStatus(false);
 
     services_.push_back(MakeWorkerService({.fingerprint = model_->fingerprint,
                                            .vocab_limit = model_->vocab_limit,
@@ -138,7 +136,7 @@ class Server {
     while (!Signalled(stop_signals)) {
       const bool ready = engine_->stats().ready;
       if (ready == std::exchange(healthy, ready)) continue;
-      public_->GetHealthCheckService()->SetServingStatus(ready);
+      health_->SetServing(ready);
       spdlog::info("{}", ready ? "ready" : "not ready: no worker group");
     }
   }
@@ -150,7 +148,7 @@ class Server {
 
   // Running requests end; a second signal or the end of --drain-timeout ends them.
   void Drain(const sigset_t& stop_signals) {
-    public_->GetHealthCheckService()->SetServingStatus(false);
+    health_->SetServing(false);
     engine_->StartDrain();
     const auto start = steady_clock::now();
     auto next_line = start;
@@ -173,6 +171,7 @@ class Server {
   void Stop() {
     engine_->Stop();
     intake_->Stop();
+    health_->EndWatches();
     const auto soon = std::chrono::system_clock::now() + std::chrono::seconds(1);
     public_->Shutdown(soon);
     workers_->Shutdown(soon);
@@ -184,6 +183,7 @@ class Server {
   std::unique_ptr<Engine> engine_;
   std::unique_ptr<Intake> intake_;
   std::vector<std::unique_ptr<grpc::Service>> services_;
+  const std::unique_ptr<HealthService> health_ = MakeHealthService();
   std::unique_ptr<grpc::Server> public_;
   std::unique_ptr<grpc::Server> workers_;
 };

@@ -18,4 +18,18 @@ std::unique_ptr<grpc::Service> MakeGenerateService(Intake* intake);
 std::unique_ptr<grpc::Service> MakeTokenizerService(Intake* intake);
 std::unique_ptr<grpc::Service> MakeModelService(const ServedModel* model, const Engine* engine);
 
+// grpc.health.v1 of the server and of each public service, which all need the worker group. gRPC's own
+// calls itself SERVING until a server that listens already tells it something else; this one is
+// NOT_SERVING until it is told.
+class HealthService {
+ public:
+  virtual ~HealthService() = default;
+  virtual grpc::Service* service() = 0;  // to be registered; lives as long as this object
+  // All of them, from any thread. Whoever watches is told; who reads slowly misses what has passed.
+  virtual void SetServing(bool serving) = 0;
+  // Ends what is watched, when it has been told the last, so that a server that stops does not wait.
+  virtual void EndWatches() = 0;
+};
+std::unique_ptr<HealthService> MakeHealthService();
+
 }  // namespace hadal

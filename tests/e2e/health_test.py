@@ -50,6 +50,12 @@ class HealthTest(unittest.TestCase):
     def test_health_follows_the_worker_group(self):
         with Deployment(self.model) as hadal:
             self.assertEqual(probe("check", hadal.address), ["NOT_SERVING"])
+            for service in {method.split("/")[0] for method in declared_methods()}:
+                self.assertEqual(probe("check", hadal.address, service), ["NOT_SERVING"])
+            unknown = subprocess.run([binary("hadal-service-probe"), "check", hadal.address, "nobody"],
+                                     capture_output=True, text=True, timeout=20, check=False)
+            self.assertEqual(unknown.returncode, 1)
+            self.assertIn("service:", unknown.stderr)
             with subprocess.Popen([binary("hadal-service-probe"), "watch", hadal.address],
                                   stdout=subprocess.PIPE, stderr=subprocess.DEVNULL,
                                   text=True) as watch:
