@@ -81,28 +81,14 @@ void LaunchTile(const Product& p, const FewPlan& plan, CudaContext& context) {
   HADAL_CUDA_LAUNCHED();
 }
 
-// Whether every block has one step, and some have to wait for others to end.
-template <typename Tile>
-bool OneStepOfManyBlocks(const Product& p, const FewPlan& plan, const CudaContext& context) {
-  const CudaPackedWeight& w = *p.w;
-  const int64_t blocks = CeilDiv(w.n, Tile::kRows) * p.matrices *
-                         CeilDiv(p.m, Tile::kTokens) * plan.splits;
-  return CeilDiv(w.k_lead + w.k, Tile::kStep) <= plan.splits && blocks > context.sm_count;
-}
-
 // Stages: what fits twice into an SM's shared memory, so that the next kernel's weights can be on
 // their way before this one ends.
 template <typename W, int kTokens, int kRows>
 void LaunchFitting(const Product& p, const FewPlan& plan, CudaContext& context) {
   constexpr bool kWide = sizeof(W) == 1 && kTokens == 64;  // takes an SM's registers for itself
   constexpr int kBytes = kWide ? 226 << 10 : 113 << 10;
-  using One = FewTile<W, kTokens, kRows, 1, 2>;
-  if constexpr (kWide) {
-    // Of these two share an SM: [512, 128] of 16 matrices takes 5.6 us instead of 8.7 at 256 rows
-    // (H200), but 5.1 instead of 4.2 at 64, where all run at once anyway.
-    if (OneStepOfManyBlocks<One>(p, plan, context)) return LaunchTile<One>(p, plan, context);
-  }
-  constexpr int kStages = std::min(8, (kBytes - 256 - One::kSumBytes) / One::kStageBytes);
+  using OneStage = FewTile<W, kTokens, kRows, 1, 1>;
+  constexpr int kStages = std::min(8, (kBytes - 256 - OneStage::kSumBytes) / OneStage::kStageBytes);
   LaunchTile<FewTile<W, kTokens, kRows, kStages, kWide ? 1 : 2>>(p, plan, context);
 }
 

@@ -20,18 +20,12 @@ __global__ void __maxnreg__(Tile::kRegisters)
   InputBlock(input, block - products, parts);
 }
 
-template <typename Tile>
-void LaunchTile(const HeldArgs& a, const MlaInputParams& input, int products,
-                CudaContext& context) {
+template <int kUnits>
+void LaunchAbsorb(const HeldArgs& a, const MlaInputParams& input, int products,
+                  CudaContext& context) {
+  using Tile = HeldTile<__nv_bfloat16, HeldPlan{kUnits}>;
   LaunchHeld<Tile>(AbsorbKernel<Tile>, products + InputBlocks(input), a.m, context, a, input,
                    products, InputParts(input));
-}
-
-template <typename W>
-void LaunchAbsorb(const HeldArgs& a, int units, const MlaInputParams& input, int products,
-                  CudaContext& context) {
-  if (units == 1) return LaunchTile<HeldTile<W, HeldPlan{1}>>(a, input, products, context);
-  LaunchTile<HeldTile<W, HeldPlan{2}>>(a, input, products, context);
 }
 
 }  // namespace
@@ -40,7 +34,9 @@ void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,
                        CudaContext& context) {
   const Product product = ProductOf(p);
   const HeldPlan plan = ChooseHeldPlan(product, context);
-  const bool together = (plan.units == 1 || plan.units == 2) && p.m > 0 &&
+  // Beside bf16 activations heads are packed in bf16, those of an FP8 checkpoint too.
+  const bool together = product.w->dtype == DType::kBF16 &&
+                        (plan.units == 1 || plan.units == 2) && p.m > 0 &&
                         input.tokens <= kHeldTokens && InputVectorsFit(input, context);
   if (!together) {
     MlaInput(input, context);
@@ -49,11 +45,8 @@ void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,
   }
   const HeldArgs a = HeldArgsOf(product, plan, context);
   const int products = a.tiles * p.heads;
-  if (product.w->dtype == DType::kBF16) {
-    LaunchAbsorb<__nv_bfloat16>(a, plan.units, input, products, context);
-  } else {
-    LaunchAbsorb<uint8_t>(a, plan.units, input, products, context);
-  }
+  if (plan.units == 1) return LaunchAbsorb<1>(a, input, products, context);
+  LaunchAbsorb<2>(a, input, products, context);
 }
 
 }  // namespace hadal::cuda
