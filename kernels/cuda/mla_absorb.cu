@@ -35,9 +35,8 @@ void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,
   const Product product = ProductOf(p);
   const HeldPlan plan = ChooseHeldPlan(product, context);
   // Beside bf16 activations heads are packed in bf16, those of an FP8 checkpoint too.
-  const bool together = product.w->dtype == DType::kBF16 &&
-                        (plan.units == 1 || plan.units == 2) && p.m > 0 &&
-                        input.tokens <= kHeldTokens && InputVectorsFit(input, context);
+  const bool together = product.w->dtype == DType::kBF16 && (plan.units == 1 || plan.units == 2) &&
+                        p.m > 0 && input.tokens <= kHeldTokens && InputVectorsFit(input, context);
   if (!together) {
     MlaInput(input, context);
     HeadMatMul(p, context);
