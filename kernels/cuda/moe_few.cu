@@ -44,13 +44,14 @@ void SetHidden(const MoeParams& p, CudaContext& context, FewExpertsArgs& a) {
   a.shared_hidden = context.scratch.Allocate<bf16>(int64_t{p.tokens} * a.shared_stride);
 }
 
-// In flight per SM: 96 KB of weights (w13), 64 (w2, 96 of many tokens); Little's law asks for about 35.
+// In flight per SM: 96 KB of weights (w13), of w2 64 (bf16, 96 of many tokens), 48 or 72 (FP8);
+// Little's law asks for about 35.
 constexpr int kW13Slots = 3;
 
-// Blocks of both kernels fit an SM together where tokens are few, so that w2 fetches while w13 ends.
-// Two of w13 do not: 8 SMs had two, those that the router's blocks filled none, and the last ended 4 us
-// after the rest. Nor do two of w2 that has no room there: they start as the first of w13 end and would
-// share half of the SMs.
+// Blocks of both kernels fit an SM together where tokens are few, so that w2 fetches while w13
+// ends. Two of w13 do not: 8 SMs had two, those that the router's blocks filled none, and the last
+// ended 4 us after the rest. Nor do two of w2 that has no room there: they start as the first of
+// w13 end and would share half of the SMs.
 template <typename W, int kTokens>
 void LaunchFewOf(const FewExpertsArgs& a, int experts, CudaContext& context) {
   constexpr int kW2Slots = kTokens * sizeof(W) <= (kIsF8<W> ? 1 : 8) ? 2 : 3;
@@ -72,8 +73,8 @@ void LaunchFewOf(const FewExpertsArgs& a, int experts, CudaContext& context) {
   const int64_t w13_bytes = std::max(FewW13SharedBytes<W, kW13Slots>(a), kFewAloneBytes);
   int64_t w2_bytes = FewW2SharedBytes<W, kTokens, kW2Slots>();
   if (w2_bytes > FewRoomBeside(w13_bytes)) w2_bytes = std::max(w2_bytes, kFewAloneBytes);
-  Launch(w13, blocks(w13_items), kFewThreads, static_cast<size_t>(w13_bytes), context, a);
-  Launch(w2, blocks(CeilDiv(a.dim, 16)), kFewThreads, static_cast<size_t>(w2_bytes), context, a);
+  Launch(w13, blocks(w13_items), kW13Threads, static_cast<size_t>(w13_bytes), context, a);
+  Launch(w2, blocks(CeilDiv(a.dim, 16)), kW2Threads<W>, static_cast<size_t>(w2_bytes), context, a);
 }
 
 template <typename W>

@@ -5,25 +5,18 @@
 namespace hadal::cuda {
 
 // Experts for at most 8 tokens: the columns of every product are the tokens, each warp streams its
-// own share of k, and the warps of a block add up their sums at the end of an item (16 weight rows).
+// own share of k, and the warps of a block add up their sums at the end of an item (16 weight
+// rows).
 
 inline constexpr int kFewTokens = 8;
-inline constexpr int kFewRows = 64;      // (token, choice) pairs
-inline constexpr int kFewExperts = 512;  // of the model
-inline constexpr int kFewWarps = 8;
-inline constexpr int kFewThreads = 32 * kFewWarps;
+inline constexpr int kFewRows = 64;                     // (token, choice) pairs
+inline constexpr int kFewExperts = 512;                 // of the model
 inline constexpr int64_t kFewSharedBytes = 227 * 1024;  // that a block can have
 // An SM has 228 KB, of which every block takes 1 KB more than it asks for. The least of which no
 // two blocks fit an SM.
 inline constexpr int64_t kFewAloneBytes = 113 * 1024 + 128;
 // What is left beside a block of that many.
 constexpr int64_t FewRoomBeside(int64_t bytes) { return 226 * 1024 - bytes; }
-
-// Steps of a row of that many columns.
-template <typename W>
-__host__ __device__ constexpr int FewSteps(int columns) {
-  return (columns + kFewColumns<W> - 1) / kFewColumns<W>;
-}
 
 // The same for all lanes, which the compiler cannot tell of threadIdx.x / 32.
 __device__ __forceinline__ int WarpIndex() {
@@ -113,19 +106,22 @@ __device__ inline void FindJobs(const FewExpertsArgs& a, FewJobs& jobs) {
   }
 }
 
-// Sums of the warps: [2][kFewWarps][128], used in turn so that one barrier per item is enough.
-using FewSums = float[2][kFewWarps][128];
+// Sums of the warps, used in turn so that one barrier per item is enough.
+template <int kWarps>
+struct FewSums {
+  float at[2][kWarps][128];
 
-__device__ __forceinline__ void ShareSums(FewSums& sums, int turn, const MmaSums& total) {
-  float4* to = reinterpret_cast<float4*>(sums[turn][threadIdx.x / 32]) + threadIdx.x % 32;
-  *to = {total.at[0], total.at[1], total.at[2], total.at[3]};
-  __syncthreads();
-}
-__device__ __forceinline__ float AddSums(const FewSums& sums, int turn, int at) {
-  float sum = 0;
+  __device__ __forceinline__ void Share(int turn, const MmaSums& total) {
+    float4* to = reinterpret_cast<float4*>(at[turn][threadIdx.x / 32]) + threadIdx.x % 32;
+    *to = {total.at[0], total.at[1], total.at[2], total.at[3]};
+    __syncthreads();
+  }
+  __device__ __forceinline__ float Add(int turn, int index) const {
+    float sum = 0;
 #pragma unroll
-  for (int w = 0; w < kFewWarps; ++w) sum += sums[turn][w][at];
-  return sum;
-}
+    for (int w = 0; w < kWarps; ++w) sum += at[turn][w][index];
+    return sum;
+  }
+};
 
 }  // namespace hadal::cuda

@@ -6,100 +6,110 @@
 
 namespace hadal::cuda {
 
-// A step of few tokens' experts: a warp multiplies 256 bytes of each of 16 weight rows, with FP8 two
-// blocks of scales, by as many columns of up to 8 tokens. Every warp has a ring of steps in shared
-// memory that only it fills and reads; what it has read it fills again before it multiplies. With FP8
-// weights these kernels wait for instructions as much as for memory: with steps of half that length one
-// token takes 24.5 us instead of 23.5, four 65 instead of 61 (H200).
+// A step of few tokens' experts: a warp multiplies 128 or 256 bytes of each of 16 weight rows, with
+// FP8 one or two blocks of scales, by as many columns of up to 8 tokens. Every warp has a ring of
+// steps in shared memory that only it fills and reads; what it has read it fills again before it
+// multiplies. With FP8 weights these kernels wait for instructions as much as for memory: w13 by 12
+// warps and with steps of 128 bytes takes one token 2.5 us longer, four 7 us (H200).
 
 template <typename W>
 inline constexpr bool kIsF8 = sizeof(W) == 1;
-inline constexpr int kFewBlocks = 2;  // of a step, 128 bytes of a row each
-inline constexpr int kFewParts = 2;   // of a block, 64 bytes of a row each
-template <typename W>
-inline constexpr int kFewColumns = kFewBlocks * 128 / sizeof(W);  // of a step
-inline constexpr int kFewWeightBytes = kFewBlocks * kFewParts * 2 * 512;
-// A slot of the ring: [block][part][row half][lane] 16 bytes, as the lanes copied them, then the
-// scales, [block][16 rows].
-template <typename W>
-inline constexpr int kFewSlotBytes = kFewWeightBytes + (kIsF8<W> ? kFewBlocks * 64 : 0);
+inline constexpr int kFewParts = 2;  // of a block, 64 bytes of a row each
 
-// What a lane has of a step: 16 bytes of each part of rows g and g + 8, and those rows' scales.
-template <typename W>
-struct FewWeights {
-  uint4 part[kFewBlocks][kFewParts][2];
-  float scale[kFewBlocks][2];
+// kBlocks: of a step, 128 bytes of a row each.
+template <typename W, int kBlocksOfStep>
+struct FewStep {
+  static constexpr int kBlocks = kBlocksOfStep;
+  static constexpr int kBytes = kBlocks * 128;  // of a row
+  static constexpr int kColumns = kBytes / static_cast<int>(sizeof(W));
+  static constexpr int kWeightBytes = kBlocks * kFewParts * 2 * 512;
+  // A slot of the ring: [block][part][row half][lane] 16 bytes, as the lanes copied them, then the
+  // scales, [block][16 rows].
+  static constexpr int kSlotBytes = kWeightBytes + (kIsF8<W> ? kBlocks * 64 : 0);
 
-  __device__ __forceinline__ explicit FewWeights(uint32_t slot) {
-    const int lane = threadIdx.x % 32;
+  // Steps of a row of that many columns.
+  static __host__ __device__ constexpr int Count(int columns) {
+    return (columns + kColumns - 1) / kColumns;
+  }
+
+  // What a lane has of a step: 16 bytes of each part of rows g and g + 8, and those rows' scales.
+  struct Weights {
+    uint4 part[kBlocks][kFewParts][2];
+    float scale[kBlocks][2];
+
+    __device__ __forceinline__ explicit Weights(uint32_t slot) {
+      const int lane = threadIdx.x % 32;
 #pragma unroll
-    for (int b = 0; b < kFewBlocks; ++b) {
+      for (int b = 0; b < kBlocks; ++b) {
 #pragma unroll
-      for (int i = 0; i < 2 * kFewParts; ++i) {
-        part[b][i / 2][i % 2] = LoadShared16(slot + (b * 2 * kFewParts + i) * 512 + lane * 16);
-      }
+        for (int i = 0; i < 2 * kFewParts; ++i) {
+          part[b][i / 2][i % 2] = LoadShared16(slot + (b * 2 * kFewParts + i) * 512 + lane * 16);
+        }
 #pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        const uint32_t at = slot + kFewWeightBytes + (b * 16 + h * 8 + lane / 4) * 4;
-        scale[b][h] = kIsF8<W> ? LoadSharedFloat(at) : 1.0f;
+        for (int h = 0; h < 2; ++h) {
+          const uint32_t at = slot + kWeightBytes + (b * 16 + h * 8 + lane / 4) * 4;
+          scale[b][h] = kIsF8<W> ? LoadSharedFloat(at) : 1.0f;
+        }
       }
     }
-  }
+  };
+
+  // Where a lane reads. Rows that are not there are read as the first, columns as others of the
+  // row: callers drop the sums of those and multiply these by zeros. REQUIRES: a matrix has less
+  // than 2 GiB.
+  struct Rows {
+    const char* row[2];  // g and g + 8, from the lane's first 16 bytes on
+    const float* scale;  // of row lane % 16
+    int bytes;           // of a row
+    int lead;  // bytes of step 0 that the rows do not have: of their first block of scales
+    int last_block;
+
+    // Two times 8 rows.
+    __device__ __forceinline__ Rows(const WeightView& w, int matrix, int first0, int first1)
+        : bytes(static_cast<int>(w.stride) * static_cast<int>(sizeof(W))),
+          lead(kIsF8<W> ? w.k_lead : 0),
+          last_block(static_cast<int>(w.k_blocks) - 1) {
+      const int n = static_cast<int>(w.n), lane = threadIdx.x % 32;
+      const char* from = static_cast<const char*>(w.data) + int64_t{matrix} * (n * bytes);
+      const auto inside = [&](int r) { return r < n ? r : 0; };
+      row[0] = from + (inside(first0 + lane / 4) * bytes + lane % 4 * 16);
+      row[1] = from + (inside(first1 + lane / 4) * bytes + lane % 4 * 16);
+      if constexpr (kIsF8<W>) {
+        const int r = inside((lane % 16 < 8 ? first0 : first1) + lane % 8);
+        const int scale_row =
+            matrix * static_cast<int>(w.scale_n) + (w.scale_rows == 1 ? r : r >> 7);
+        scale = w.scale + int64_t{scale_row} * static_cast<int>(w.k_blocks);
+      }
+    }
+    Rows() = default;
+
+    __device__ __forceinline__ void Copy(uint32_t slot, int step) const {
+      const int lane = threadIdx.x % 32, first = step * kBytes - lead;
+      const uint32_t to = slot + lane * 16;
+      if (kIsF8<W> && lane < 16 * kBlocks) {
+        CopyAsync4(slot + kWeightBytes + lane * 4,
+                   scale + min(step * kBlocks + lane / 16, last_block));
+      }
+      if (first >= 0 && first + kBytes <= bytes) {
+#pragma unroll
+        for (int i = 0; i < 4 * kBlocks; ++i) {
+          CopyOnce16(to + i * 512, row[i % 2] + first + i / 2 * 64);
+        }
+        return;
+      }
+      const int own = lane % 4 * 16;
+#pragma unroll
+      for (int i = 0; i < 4 * kBlocks; ++i) {
+        const int at = max(min(first + i / 2 * 64, bytes - 16 - own), -own);
+        CopyOnce16(to + i * 512, row[i % 2] + at);
+      }
+    }
+  };
 };
 
-// Where a lane reads. Rows that are not there are read as the first, columns as others of the row:
-// callers drop the sums of those and multiply these by zeros. REQUIRES: a matrix has less than 2 GiB.
-template <typename W>
-struct FewRows {
-  const char* row[2];  // g and g + 8, from the lane's first 16 bytes on
-  const float* scale;  // of row lane % 16
-  int bytes;           // of a row
-  int lead;            // bytes of step 0 that the rows do not have: of their first block of scales
-  int last_block;
-
-  // Two times 8 rows.
-  __device__ __forceinline__ FewRows(const WeightView& w, int matrix, int first0, int first1)
-      : bytes(static_cast<int>(w.stride) * static_cast<int>(sizeof(W))),
-        lead(kIsF8<W> ? w.k_lead : 0),
-        last_block(static_cast<int>(w.k_blocks) - 1) {
-    const int n = static_cast<int>(w.n), lane = threadIdx.x % 32;
-    const char* from = static_cast<const char*>(w.data) + int64_t{matrix} * (n * bytes);
-    const auto inside = [&](int r) { return r < n ? r : 0; };
-    row[0] = from + (inside(first0 + lane / 4) * bytes + lane % 4 * 16);
-    row[1] = from + (inside(first1 + lane / 4) * bytes + lane % 4 * 16);
-    if constexpr (kIsF8<W>) {
-      const int r = inside((lane % 16 < 8 ? first0 : first1) + lane % 8);
-      const int scale_row = matrix * static_cast<int>(w.scale_n) + (w.scale_rows == 1 ? r : r >> 7);
-      scale = w.scale + int64_t{scale_row} * static_cast<int>(w.k_blocks);
-    }
-  }
-  FewRows() = default;
-
-  __device__ __forceinline__ void Copy(uint32_t slot, int step) const {
-    const int lane = threadIdx.x % 32, first = step * 256 - lead;
-    const uint32_t to = slot + lane * 16;
-    if constexpr (kIsF8<W>) {
-      CopyAsync4(slot + kFewWeightBytes + lane * 4,
-                 scale + min(step * kFewBlocks + lane / 16, last_block));
-    }
-    if (first >= 0 && first + 256 <= bytes) {
-#pragma unroll
-      for (int i = 0; i < 4 * kFewBlocks; ++i) {
-        CopyOnce16(to + i * 512, row[i % 2] + first + i / 2 * 64);
-      }
-      return;
-    }
-    const int own = lane % 4 * 16;
-#pragma unroll
-    for (int i = 0; i < 4 * kFewBlocks; ++i) {
-      const int at = max(min(first + i / 2 * 64, bytes - 16 - own), -own);
-      CopyOnce16(to + i * 512, row[i % 2] + at);
-    }
-  }
-};
-
-// A place in a ring. `ring` must not come from a warp index that the compiler knows to be the same for
-// all lanes: it then adds it to addresses in a form of the copy that the card refuses (CUDA 13.0).
+// A place in a ring. `ring` must not come from a warp index that the compiler knows to be the same
+// for all lanes: it then adds it to addresses in a form of the copy that the card refuses
+// (CUDA 13.0).
 struct FewSlot {
   uint32_t begin, end, at;
 
@@ -141,8 +151,8 @@ __device__ __forceinline__ void MultiplyPart(const uint4 (&w)[2], const TokenOpe
 
 // total += the products of a block times the rows' scales, times the factors of tokens 2 q and
 // 2 q + 1. Two chains, as a product waits for the one before it.
-template <typename W>
-__device__ __forceinline__ void AddBlock(const FewWeights<W>& w, int block, const FewTokens<W>& x,
+template <typename W, typename Weights>
+__device__ __forceinline__ void AddBlock(const Weights& w, int block, const FewTokens<W>& x,
                                          float2 token, MmaSums& total) {
   MmaSums sum[kFewParts] = {};
 #pragma unroll

@@ -7,20 +7,24 @@ namespace hadal::cuda {
 // hidden = silu(gate x) * (up x) for every local expert that a token chose, and for the shared MLP.
 // An item is 8 gate rows and their 8 up rows. All tokens lie in shared memory.
 
+inline constexpr int kW13Warps = 8, kW13Threads = 32 * kW13Warps;
+template <typename W>
+using W13Step = FewStep<W, 2>;
+
 // Bytes between tokens in shared memory: quarter warps that read 16 bytes of 2 tokens meet no bank
 // twice.
 template <typename W>
 constexpr int FewXStride(int dim) {
-  return FewSteps<W>(dim) * kFewColumns<W> * 2 + (kIsF8<W> ? 16 : 64);
+  return W13Step<W>::Count(dim) * W13Step<W>::kColumns * 2 + (kIsF8<W> ? 16 : 64);
 }
 // Of scales in front of FP8's tokens, [blocks of 128 columns][kFewTokens] float.
 template <typename W>
 constexpr int FewXScaleBytes(int dim) {
-  return kIsF8<W> ? FewSteps<W>(dim) * kFewBlocks * kFewTokens * 4 : 0;
+  return kIsF8<W> ? W13Step<W>::Count(dim) * W13Step<W>::kBlocks * kFewTokens * 4 : 0;
 }
 
 struct W13Shared {
-  FewSums sums;
+  FewSums<kW13Warps> sums;
   FewJobs jobs;
 };
 
@@ -44,10 +48,11 @@ struct W13Items {
     return Settled({i.job, i.tile + static_cast<int>(gridDim.x)});
   }
   template <typename W>
-  __device__ __forceinline__ FewRows<W> Rows(W13Item i) const {
+  __device__ __forceinline__ typename W13Step<W>::Rows Rows(W13Item i) const {
+    using At = typename W13Step<W>::Rows;
     const int first = i.tile * 8;
-    return i.job < 0 ? FewRows<W>(a.shared13, 0, first, a.shared_width + first)
-                     : FewRows<W>(a.w13, jobs.expert[i.job], first, a.width + first);
+    return i.job < 0 ? At(a.shared13, 0, first, a.shared_width + first)
+                     : At(a.w13, jobs.expert[i.job], first, a.width + first);
   }
 
  private:
@@ -61,7 +66,7 @@ struct W13Items {
   }
 };
 
-// What a warp copies next: of every item each kFewWarps-th step, in rounds of all warps.
+// What a warp copies next: of every item each kW13Warps-th step, in rounds of all warps.
 template <typename W>
 struct W13Producer {
   int steps;  // of an item
@@ -69,10 +74,10 @@ struct W13Producer {
   W13Item item;
   FewSlot slot;
   int round = 0;
-  FewRows<W> rows;
+  typename W13Step<W>::Rows rows;
 
-  // Nothing behind the last of `jobs`, nor where this warp has no step while others have. Always one
-  // group, for the slot that was read last.
+  // Nothing behind the last of `jobs`, nor where this warp has no step while others have. Always
+  // one group, for the slot that was read last.
   __device__ __forceinline__ void Issue(const W13Items& items, int jobs) {
     if (item.job < jobs) {
       if (round == 0) rows = items.Rows<W>(item);
@@ -83,16 +88,17 @@ struct W13Producer {
         item = items.Next(item);
       }
     }
-    slot.Next(kFewSlotBytes<W>);
+    slot.Next(W13Step<W>::kSlotBytes);
     CommitCopies();
   }
 
-  __device__ __forceinline__ int StepOf(int r) const { return r * kFewWarps + warp; }
-  __device__ __forceinline__ int Rounds() const { return (steps + kFewWarps - 1) / kFewWarps; }
+  __device__ __forceinline__ int StepOf(int r) const { return r * kW13Warps + warp; }
+  __device__ __forceinline__ int Rounds() const { return (steps + kW13Warps - 1) / kW13Warps; }
 };
 
 __device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const FewJobs& jobs,
-                                            W13Item item, const FewSums& sums, int turn) {
+                                            W13Item item, const FewSums<kW13Warps>& sums,
+                                            int turn) {
   const int pair = static_cast<int>(threadIdx.x);
   if (pair >= 64) return;
   const int lane = pair / 2, column = item.tile * 8 + lane / 4, token = lane % 4 * 2 + pair % 2;
@@ -103,8 +109,8 @@ __device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const FewJo
     if (row < 0) return;
     to = a.hidden + row * a.hidden_stride + column;
   }
-  const float gate = AddSums(sums, turn, lane * 4 + pair % 2);
-  const float up = AddSums(sums, turn, lane * 4 + 2 + pair % 2);
+  const float gate = sums.Add(turn, lane * 4 + pair % 2);
+  const float up = sums.Add(turn, lane * 4 + 2 + pair % 2);
   // Up to the stride: w2 reads zeros behind the last column.
   const bool inside = column < (item.job < 0 ? a.shared_width : a.width);
   *to = FromFloat<bf16>(inside ? SiluMul(gate, up) : 0.0f);
@@ -112,8 +118,9 @@ __device__ __forceinline__ void StoreHidden(const FewExpertsArgs& a, const FewJo
 
 // Tokens to shared memory, zeros behind dim; by all warps but the first.
 __device__ inline void LoadTokens(const FewExpertsArgs& a, char* to) {
-  const int stride = FewXStride<bf16>(a.dim), chunks = FewSteps<bf16>(a.dim) * kFewColumns<bf16> / 8;
-  for (int i = threadIdx.x - 32; i < a.tokens * chunks; i += kFewThreads - 32) {
+  const int stride = FewXStride<bf16>(a.dim),
+            chunks = W13Step<bf16>::Count(a.dim) * W13Step<bf16>::kColumns / 8;
+  for (int i = threadIdx.x - 32; i < a.tokens * chunks; i += kW13Threads - 32) {
     const int t = i / chunks, c = i % chunks;
     uint4 v = {0, 0, 0, 0};
     if (c * 8 < a.dim) {
@@ -125,8 +132,8 @@ __device__ inline void LoadTokens(const FewExpertsArgs& a, char* to) {
 }
 // The same in f16, with their scales.
 __device__ inline void LoadHalfTokens(const FewExpertsArgs& a, float* scales, char* to) {
-  constexpr int kAtOnce = 4, kWarps = kFewWarps - 1;  // loads in flight
-  const int blocks = FewSteps<fp8>(a.dim) * kFewBlocks, count = a.tokens * blocks;
+  constexpr int kAtOnce = 4, kWarps = kW13Warps - 1;  // loads in flight
+  const int blocks = W13Step<fp8>::Count(a.dim) * W13Step<fp8>::kBlocks, count = a.tokens * blocks;
   const int lane = threadIdx.x % 32;
   for (int first = static_cast<int>(threadIdx.x / 32) - 1; first < count;
        first += kAtOnce * kWarps) {
@@ -170,11 +177,11 @@ __device__ __forceinline__ void TokensAt(uint32_t x, int block, FewTokens<W>& to
 
 // total += a step's products. scales: of FP8's tokens.
 template <typename W>
-__device__ __forceinline__ void AddW13Step(const FewWeights<W>& w, int step, uint32_t x,
-                                           const float* scales, MmaSums& total) {
+__device__ __forceinline__ void AddW13Step(const typename W13Step<W>::Weights& w, int step,
+                                           uint32_t x, const float* scales, MmaSums& total) {
 #pragma unroll
-  for (int b = 0; b < kFewBlocks; ++b) {
-    const int block = step * kFewBlocks + b;
+  for (int b = 0; b < W13Step<W>::kBlocks; ++b) {
+    const int block = step * W13Step<W>::kBlocks + b;
     FewTokens<W> operands;
     TokensAt<W>(x, block, operands);
     float2 factor = {1, 1};
@@ -186,13 +193,13 @@ __device__ __forceinline__ void AddW13Step(const FewWeights<W>& w, int step, uin
 }
 
 template <typename W, int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 2) FewW13Kernel(FewExpertsArgs a) {
+__global__ void __launch_bounds__(kW13Threads, 2) FewW13Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
-  constexpr int kRingBytes = kSlots * kFewSlotBytes<W>;
-  auto& shared = *reinterpret_cast<W13Shared*>(memory + kFewWarps * kRingBytes);
+  constexpr int kRingBytes = kSlots * W13Step<W>::kSlotBytes;
+  auto& shared = *reinterpret_cast<W13Shared*>(memory + kW13Warps * kRingBytes);
   auto* scales = reinterpret_cast<float*>(&shared + 1);
   char* tokens = reinterpret_cast<char*>(&shared + 1) + FewXScaleBytes<W>(a.dim);
-  const int lane = threadIdx.x % 32, steps = FewSteps<W>(a.dim);
+  const int lane = threadIdx.x % 32, steps = W13Step<W>::Count(a.dim);
 
   const W13Items items(a, shared.jobs);
   FewSlot slot(SharedAddress(memory) + threadIdx.x / 32 * kRingBytes, kRingBytes);
@@ -223,20 +230,20 @@ __global__ void __launch_bounds__(kFewThreads, 2) FewW13Kernel(FewExpertsArgs a)
       const int step = producer.StepOf(round);
       AwaitCopies<kSlots - 1>();
       if (kIsF8<W>) __syncwarp();  // scales of other lanes
-      const FewWeights<W> w(slot.at);
-      slot.Next(kFewSlotBytes<W>);
+      const typename W13Step<W>::Weights w(slot.at);
+      slot.Next(W13Step<W>::kSlotBytes);
       if (kIsF8<W>) __syncwarp();
       producer.Issue(items, jobs);
       if (step < steps) AddW13Step<W>(w, step, x, scales, total);
     }
-    ShareSums(shared.sums, turn, total);
+    shared.sums.Share(turn, total);
     StoreHidden(a, shared.jobs, item, shared.sums, turn);
   }
 }
 
 template <typename W, int kSlots>
 int64_t FewW13SharedBytes(const FewExpertsArgs& a) {
-  return int64_t{kFewWarps} * kSlots * kFewSlotBytes<W> + int64_t{sizeof(W13Shared)} +
+  return int64_t{kW13Warps} * kSlots * W13Step<W>::kSlotBytes + int64_t{sizeof(W13Shared)} +
          FewXScaleBytes<W>(a.dim) + int64_t{a.tokens} * FewXStride<W>(a.dim);
 }
 

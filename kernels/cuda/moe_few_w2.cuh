@@ -10,8 +10,18 @@ namespace hadal::cuda {
 // is 16 outputs, its k runs over the shared MLP and then over the experts, cut in as many pieces as
 // there are warps. Sums are FP32, in that order.
 
+// With FP8 weights more warps and shorter steps, of which as many blocks fit an SM beside w13's:
+// one token 24 to 23 us for both kernels, four 62 to 58 (H200); bf16 2 % slower that way.
+template <typename W>
+inline constexpr int kW2Warps = kIsF8<W> ? 12 : 8;
+template <typename W>
+inline constexpr int kW2Threads = 32 * kW2Warps<W>;
+template <typename W>
+using W2Step = FewStep<W, kIsF8<W> ? 1 : 2>;
+
+template <typename W>
 struct W2Shared {
-  FewSums sums;
+  FewSums<kW2Warps<W>> sums;
   FewJobs jobs;
 };
 
@@ -29,7 +39,7 @@ struct W2Items {
   int shared_steps, steps, count;
 
   static __device__ int StepsOf(const WeightView& w, int width) {
-    return width == 0 ? 0 : FewSteps<W>(width + (kIsF8<W> ? w.k_lead : 0));
+    return width == 0 ? 0 : W2Step<W>::Count(width + (kIsF8<W> ? w.k_lead : 0));
   }
   __device__ W2Items(const FewExpertsArgs& args, const FewJobs& found)
       : a(args),
@@ -39,8 +49,8 @@ struct W2Items {
         count((args.dim + 15) / 16) {}
   __device__ W2Cursor Begin() const {
     const int all = shared_steps + jobs.count * steps, warp = WarpIndex();
-    const int first = all * warp / kFewWarps;
-    W2Cursor c{-1, first, all * (warp + 1) / kFewWarps - first};
+    const int first = all * warp / kW2Warps<W>;
+    W2Cursor c{-1, first, all * (warp + 1) / kW2Warps<W> - first};
     while (c.left > 0 && c.step >= StepsOf(c.part)) {
       c.step -= StepsOf(c.part);
       ++c.part;
@@ -55,24 +65,25 @@ struct W2Items {
     ++c.part;
     return true;
   }
-  __device__ __forceinline__ FewRows<W> Rows(int item, int part) const {
+  __device__ __forceinline__ typename W2Step<W>::Rows Rows(int item, int part) const {
+    using At = typename W2Step<W>::Rows;
     const int row = item * 16;
-    return part < 0 ? FewRows<W>(a.shared2, 0, row, row + 8)
-                    : FewRows<W>(a.w2, jobs.expert[part], row, row + 8);
+    return part < 0 ? At(a.shared2, 0, row, row + 8) : At(a.w2, jobs.expert[part], row, row + 8);
   }
 
  private:
   __device__ __forceinline__ int StepsOf(int part) const { return part < 0 ? shared_steps : steps; }
 };
 
-// Behind a slot's weights, pieces of hidden values. FP8: [block][token], of a lane columns 4 lane ..
-// 4 lane + 3. bf16: [block][part], of token lane / 4 its 16 bytes beside the lane's weights.
+// Behind a slot's weights, pieces of hidden values. FP8: [block][token], of a lane columns 4 lane
+// .. 4 lane + 3. bf16: [block][part], of token lane / 4 its 16 bytes beside the lane's weights.
 template <typename W, int kTokens>
-inline constexpr int kW2Pieces = kFewBlocks * (kIsF8<W> ? kTokens : kFewParts);
+inline constexpr int kW2Pieces = W2Step<W>::kBlocks*(kIsF8<W> ? kTokens : kFewParts);
 template <typename W, int kTokens>
 inline constexpr int kW2PieceBytes = kIsF8<W> ? 256 : kTokens * 64;
 template <typename W, int kTokens>
-inline constexpr int kW2SlotBytes = kFewSlotBytes<W> + kW2Pieces<W, kTokens> * kW2PieceBytes<W, kTokens>;
+inline constexpr int kW2SlotBytes =
+    W2Step<W>::kSlotBytes + kW2Pieces<W, kTokens>* kW2PieceBytes<W, kTokens>;
 
 // Where hidden values of a part lie.
 template <typename W, int kTokens>
@@ -105,7 +116,7 @@ struct W2Hidden {
     to += lane * (kIsF8<W> ? 8 : 16);
 #pragma unroll
     for (int i = 0; i < kW2Pieces<W, kTokens>; ++i) {
-      const int column = step * kFewColumns<W> + first + i / kCount * kColumns;
+      const int column = step * W2Step<W>::kColumns + first + i / kCount * kColumns;
       const bf16* from = row[i % kCount];
       const bool inside = from != nullptr && column >= 0 && column < stride;
       const void* at = inside ? from + column : readable;
@@ -126,7 +137,7 @@ struct W2Producer {
   int item;
   W2Cursor at;
   FewSlot slot;
-  FewRows<W> rows;
+  typename W2Step<W>::Rows rows;
   W2Hidden<W, kTokens> hidden;
 
   __device__ __forceinline__ W2Producer(const W2Items<W>& items, const FewSlot& ring)
@@ -140,7 +151,7 @@ struct W2Producer {
     if (at.left > 0) {
       if (kWhat != W2Copy::kHidden) rows.Copy(slot.at, at.step);
       if (kWhat != W2Copy::kWeights) {
-        hidden.Copy(slot.at + kFewSlotBytes<W>, at.step, items.a.x);
+        hidden.Copy(slot.at + W2Step<W>::kSlotBytes, at.step, items.a.x);
       }
       Advance(items);
     }
@@ -174,24 +185,25 @@ struct W2Raw {
     const int own = threadIdx.x % (kIsF8<W> ? 32 : 4 * kTokens);
 #pragma unroll
     for (int i = 0; i < kW2Pieces<W, kTokens>; ++i) {
-      const char* piece = slot + kFewSlotBytes<W> + i * kW2PieceBytes<W, kTokens>;
+      const char* piece = slot + W2Step<W>::kSlotBytes + i * kW2PieceBytes<W, kTokens>;
       at[i] = reinterpret_cast<const Piece*>(piece)[own];
     }
   }
 };
 
-// FP8's hidden values in f16 to `halves`, [block][token][128]: quarter warps that read 16 bytes of two
-// tokens meet no bank twice. Multiplies each block's factors by what takes the scales back.
+// FP8's hidden values in f16 to `halves`, [block][token][128]: quarter warps that read 16 bytes of
+// two tokens meet no bank twice. Multiplies each block's factors by what takes the scales back.
 template <int kTokens>
 __device__ __forceinline__ void StoreHalves(W2Raw<fp8, kTokens>& raw, int tokens, char* halves,
-                                            float2 (&factor)[kFewBlocks]) {
+                                            float2 (&factor)[W2Step<fp8>::kBlocks]) {
   const int lane = threadIdx.x % 32, q = lane % 4;
 #pragma unroll
-  for (int i = 0; i < kFewBlocks * kTokens; ++i) {
+  for (int i = 0; i < W2Step<fp8>::kBlocks * kTokens; ++i) {
     const int t = i % kTokens;
     if (t >= tokens) continue;
     const float down = Halves(raw.at[i]);
-    *reinterpret_cast<uint2*>(halves + i * 256 + (lane / 2 ^ t % 2) * 16 + lane % 2 * 8) = raw.at[i];
+    *reinterpret_cast<uint2*>(halves + i * 256 + (lane / 2 ^ t % 2) * 16 + lane % 2 * 8) =
+        raw.at[i];
     if (t == 2 * q) factor[i / kTokens].x *= down;
     if (t == 2 * q + 1) factor[i / kTokens].y *= down;
   }
@@ -211,18 +223,21 @@ __device__ __forceinline__ void HalvesAt(const char* halves, int tokens, int blo
 
 // total += a step's products, times the choices' weights. halves: of this warp.
 template <typename W, int kTokens>
-__device__ __forceinline__ void AddW2Step(const FewWeights<W>& w, W2Raw<W, kTokens>& raw,
-                                          const FewExpertsArgs& a, const FewJobs& jobs, int part,
-                                          char* halves, MmaSums& total) {
+__device__ __forceinline__ void AddW2Step(const typename W2Step<W>::Weights& w,
+                                          W2Raw<W, kTokens>& raw, const FewExpertsArgs& a,
+                                          const FewJobs& jobs, int part, char* halves,
+                                          MmaSums& total) {
   float2 weight = {1, 1};
   if (part >= 0) weight = *reinterpret_cast<const float2*>(&jobs.weight[part][threadIdx.x % 4 * 2]);
-  float2 factor[kFewBlocks] = {weight, weight};
+  float2 factor[W2Step<W>::kBlocks];
+#pragma unroll
+  for (float2& f : factor) f = weight;
   if constexpr (kIsF8<W>) {
     StoreHalves<kTokens>(raw, a.tokens, halves, factor);
     __syncwarp();
   }
 #pragma unroll
-  for (int b = 0; b < kFewBlocks; ++b) {
+  for (int b = 0; b < W2Step<W>::kBlocks; ++b) {
     FewTokens<W> x;
     if constexpr (kIsF8<W>) {
       HalvesAt<kTokens>(halves, a.tokens, b, x);
@@ -237,24 +252,25 @@ __device__ __forceinline__ void AddW2Step(const FewWeights<W>& w, W2Raw<W, kToke
   }
 }
 
-__device__ __forceinline__ void StoreOut(const FewExpertsArgs& a, int item, const FewSums& sums,
-                                         int turn) {
+template <typename W>
+__device__ __forceinline__ void StoreOut(const FewExpertsArgs& a, int item,
+                                         const FewSums<kW2Warps<W>>& sums, int turn) {
   const int at = static_cast<int>(threadIdx.x);  // sums' index: lane * 4 + (row half, column bit)
   if (at >= 128) return;
   const int lane = at / 4, row = item * 16 + lane / 4 + at % 4 / 2 * 8;
   const int token = lane % 4 * 2 + at % 2;
   if (token >= a.tokens || row >= a.dim) return;
-  a.out[int64_t{token} * a.dim + row] = FromFloat<bf16>(AddSums(sums, turn, at));
+  a.out[int64_t{token} * a.dim + row] = FromFloat<bf16>(sums.Add(turn, at));
 }
 
 // kTokens: at least a.tokens.
 template <typename W, int kTokens, int kSlots>
-__global__ void __launch_bounds__(kFewThreads, 2) FewW2Kernel(FewExpertsArgs a) {
+__global__ void __launch_bounds__(kW2Threads<W>, 2) FewW2Kernel(FewExpertsArgs a) {
   extern __shared__ __align__(128) char memory[];
   constexpr int kRingBytes = kSlots * kW2SlotBytes<W, kTokens>;
-  auto& shared = *reinterpret_cast<W2Shared*>(memory + kFewWarps * kRingBytes);
+  auto& shared = *reinterpret_cast<W2Shared<W>*>(memory + kW2Warps<W> * kRingBytes);
   char* halves = reinterpret_cast<char*>(&shared + 1) +
-                 threadIdx.x / 32 * (kFewBlocks * kTokens * 256);
+                 threadIdx.x / 32 * (W2Step<W>::kBlocks * kTokens * 256);
   const uint32_t base = SharedAddress(memory);
   // The choices were written before the kernel of w13 let this one start: weights may be fetched
   // while it still runs, hidden values may not.
@@ -277,7 +293,7 @@ __global__ void __launch_bounds__(kFewThreads, 2) FewW2Kernel(FewExpertsArgs a) 
     for (W2Cursor at = items.Begin(); at.left > 0; items.Advance(at)) {
       AwaitCopies<kSlots - 1>();
       __syncwarp();  // scales of other lanes
-      const FewWeights<W> w(slot.at);
+      const typename W2Step<W>::Weights w(slot.at);
       W2Raw<W, kTokens> raw(memory + (slot.at - base));
       slot.Next(kW2SlotBytes<W, kTokens>);
       __syncwarp();
@@ -285,15 +301,15 @@ __global__ void __launch_bounds__(kFewThreads, 2) FewW2Kernel(FewExpertsArgs a) 
       CommitCopies();
       AddW2Step<W, kTokens>(w, raw, a, shared.jobs, at.part, halves, total);
     }
-    ShareSums(shared.sums, turn, total);
-    StoreOut(a, item, shared.sums, turn);
+    shared.sums.Share(turn, total);
+    StoreOut<W>(a, item, shared.sums, turn);
   }
 }
 
 template <typename W, int kTokens, int kSlots>
 constexpr int64_t FewW2SharedBytes() {
-  const int64_t halves = kIsF8<W> ? kFewWarps * kFewBlocks * kTokens * 256 : 0;
-  return int64_t{kFewWarps} * kSlots * kW2SlotBytes<W, kTokens> + int64_t{sizeof(W2Shared)} +
+  const int64_t halves = kIsF8<W> ? kW2Warps<W> * W2Step<W>::kBlocks * kTokens * 256 : 0;
+  return int64_t{kW2Warps<W>} * kSlots * kW2SlotBytes<W, kTokens> + int64_t{sizeof(W2Shared<W>)} +
          halves;
 }
 

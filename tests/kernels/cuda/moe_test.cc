@@ -27,6 +27,8 @@ struct MoeShape {
   bool skewed = false;  // most tokens choose the same few experts
   int scale_rows = 128;
   int k_lead = 0;  // of the shared w2
+  int exponent =
+      0;  // activations are around 2 to this, every fourth 128 of them zero where it is not 0
 };
 
 // Distinct experts per token; some choices are -1 (nobody's).
@@ -51,6 +53,10 @@ struct MoeCase {
         w13(rng, s.local_experts, 2 * s.width, s.dim, s.weight, {s.scale_rows, 0}),
         w2(rng, s.local_experts, s.dim, s.width, s.weight, {s.scale_rows, 0}) {
     x = RandomFloats(s.tokens * s.dim, rng, 1.0f);
+    for (size_t i = 0; s.exponent != 0 && i < x.size(); ++i) {
+      const bool gap = i % static_cast<size_t>(s.dim) / 128 % 4 == 2;
+      x[i] = gap ? 0 : std::ldexp(x[i], s.exponent);
+    }
     x_device = std::make_unique<GuardedBuffer>(ToAct(x, s.act));
     ids = RandomIds(rng, s);
     weights = RandomFloats(s.tokens * s.top_k, rng, 0.5f);
@@ -230,6 +236,18 @@ TEST_CASE("cuda moe: at most 8 tokens against float64", "[few]") {
       {"fp8 lead 64", 3, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 128, 64},
       {"fp8 lead 16, row scales", 5, 3, 8, 8, 384, 128, 192, kF8, kBf, false, 1, 16},
       {"fp8 lead 8", 5, 3, 8, 8, 256, 128, 192, kF8, kBf, false, 128, 8},
+  });
+}
+
+TEST_CASE("cuda moe: activations far from 1 against float64", "[range]") {
+  CheckShapes({
+      {"bf16 large", 3, 2, 6, 6, 640, 136, 200, kBf, kBf, false, 128, 0, 40},
+      {"bf16 small", 3, 2, 6, 6, 640, 136, 200, kBf, kBf, false, 128, 0, -40},
+      {"fp8 one token, large", 1, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, 40},
+      {"fp8 one token, small", 1, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, -40},
+      {"fp8 four tokens, large", 4, 2, 6, 6, 640, 136, 200, kF8, kBf, false, 1, 0, 40},
+      // Not small: tiles round to e4m3 with a scale of at least 1e-4 / 448.
+      {"fp8 21 tokens, large", 21, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, 40},
   });
 }
 
