@@ -26,9 +26,8 @@ struct MoeShape {
   DType act = DType::kBF16;
   bool skewed = false;  // most tokens choose the same few experts
   int scale_rows = 128;
-  int k_lead = 0;  // of the shared w2
-  int exponent =
-      0;  // activations are around 2 to this, every fourth 128 of them zero where it is not 0
+  int k_lead = 0;    // of the shared w2
+  int exponent = 0;  // activations are around 2 to this; unless 0, every fourth 128 are zero
 };
 
 // Distinct experts per token; some choices are -1 (nobody's).
@@ -244,9 +243,9 @@ TEST_CASE("cuda moe: activations far from 1 against float64", "[range]") {
       {"bf16 large", 3, 2, 6, 6, 640, 136, 200, kBf, kBf, false, 128, 0, 40},
       {"bf16 small", 3, 2, 6, 6, 640, 136, 200, kBf, kBf, false, 128, 0, -40},
       {"fp8 one token, large", 1, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, 40},
-      {"fp8 one token, small", 1, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, -40},
+      // Tiles do not take this: they round to e4m3 with a scale of at least 1e-4 / 448.
+      {"fp8 one token, small", 1, 2, 6, 6, 640, 136, 200, kF8, kBf, false, 1, 0, -40},
       {"fp8 four tokens, large", 4, 2, 6, 6, 640, 136, 200, kF8, kBf, false, 1, 0, 40},
-      // Not small: tiles round to e4m3 with a scale of at least 1e-4 / 448.
       {"fp8 21 tokens, large", 21, 2, 6, 6, 640, 256, 384, kF8, kBf, false, 128, 0, 40},
   });
 }
