@@ -4,6 +4,8 @@
 
 // How the CTAs of a cluster merge what each has made of a part of an item's keys: CTA r finishes
 // columns width r .. of all rows; all send it their sums of these, and what their weights are for.
+// What goes between CTAs goes at about 15 bytes a clock (H200). So where clusters are few, a group
+// of them shares an item's columns: each makes all scores and an equal part of the columns.
 
 namespace hadal::cuda::decode16 {
 
@@ -18,27 +20,33 @@ struct Received {
 
 // Rows of sums start in different banks: what a quarter of a warp writes at once are two rows.
 inline constexpr int kPad = 16;
-__host__ __device__ constexpr int SumsBytes(int ctas) {
-  return ctas * kRows * (kDecodeLatent / ctas + kPad) * 4;
+__host__ __device__ constexpr int SumsBytes(int ctas, int groups) {
+  return ctas * kRows * (kDecodeLatent / groups / ctas + kPad) * 4;
 }
-__host__ __device__ constexpr int ExchangeBytes(int ctas) {
-  return SumsBytes(ctas) + static_cast<int>(sizeof(Received));
+__host__ __device__ constexpr int ExchangeBytes(int ctas, int groups) {
+  return SumsBytes(ctas, groups) + static_cast<int>(sizeof(Received));
 }
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
-template <int kCtas>  // of the cluster, a power of two
+// kCtas of a cluster, kGroups clusters of an item: powers of two.
+template <int kCtas, int kGroups>
 struct Exchange {
-  static constexpr int kWidth = kDecodeLatent / kCtas;
+  static constexpr int kColumns = kDecodeLatent / kGroups;  // of a cluster
+  static constexpr int kWidth = kColumns / kCtas;
+  static constexpr int kTiles = kColumns / 8 / kWarps;  // of a warp's sums
   static constexpr int kPitch = kWidth + kPad;
   float* sums;  // [CTA, row, kPitch]
   Received& received;
 
   __device__ __forceinline__ explicit Exchange(char* place)
       : sums(reinterpret_cast<float*>(place)),
-        received(*reinterpret_cast<Received*>(place + SumsBytes(kCtas))) {}
+        received(*reinterpret_cast<Received*>(place + SumsBytes(kCtas, kGroups))) {}
 
   static __device__ __forceinline__ int Rank() { return static_cast<int>(blockIdx.x) % kCtas; }
+  static __device__ __forceinline__ int FirstColumn() {
+    return static_cast<int>(blockIdx.x) / kCtas % kGroups * kColumns;
+  }
   __device__ __forceinline__ float* At(int from, int row, int column) const {
     return sums + (from * kRows + row) * kPitch + column;
   }
@@ -51,12 +59,13 @@ struct Exchange {
   }
   // Two lanes make four columns of two tiles of 8: the even one has those of tile n, the other of
   // n + 1.
-  __device__ __forceinline__ void SendSums(const Sums& o) const {
+  __device__ __forceinline__ void SendSums(const SumsOf<kTiles>& o) const {
     const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
     const bool odd = threadIdx.x % 2 != 0;
 #pragma unroll
-    for (int n = 0; n < 8; n += 2) {
-      const int column = warp * 64 + (n + odd) * 8 + threadIdx.x % 4 / 2 * 4, to = column / kWidth;
+    for (int n = 0; n < kTiles; n += 2) {
+      const int column = warp * kTiles * 8 + (n + odd) * 8 + threadIdx.x % 4 / 2 * 4,
+                to = column / kWidth;
       const uint32_t at = AddressAt(SharedAddress(At(Rank(), row, column % kWidth)), to);
       const uint32_t full = AddressAt(SharedAddress(&received.full), to);
 #pragma unroll
@@ -87,35 +96,58 @@ struct Exchange {
          make_float2(received.maxima[row], SumOfRow(shared, row)),
          AddressAt(SharedAddress(&received.full), to));
   }
-  // Four columns of a row, of the first `parts` CTAs, which have keys.
-  __device__ __forceinline__ float4 Merged(int row, int column, int parts) const {
-    float m = -INFINITY, l = 0;
-    float2 ml[kCtas];
-    float4 o[kCtas], sum = make_float4(0, 0, 0, 0);
-#pragma unroll
-    for (int j = 0; j < kCtas; ++j) {
-      ml[j] = j < parts ? received.ml[j][row] : make_float2(-INFINITY, 0);
-      o[j] = j < parts ? *reinterpret_cast<const float4*>(At(j, row, column)) : sum;
-      m = fmaxf(m, ml[j].x);
-    }
-#pragma unroll
-    for (int j = 0; j < kCtas; ++j) {
-      const float w = ExpDiff(ml[j].x, m);
-      l += w * ml[j].y;
-      sum = make_float4(sum.x + w * o[j].x, sum.y + w * o[j].y, sum.z + w * o[j].z,
-                        sum.w + w * o[j].w);
-    }
-    const float inverse = 1.0f / l;
-    return make_float4(sum.x * inverse, sum.y * inverse, sum.z * inverse, sum.w * inverse);
-  }
+  // Of the first `parts` CTAs, which have keys. 16 lanes make a row: each knows one part's weight
+  // and adds up kEach columns at a time, or one column of every second part where these are few.
   __device__ __forceinline__ void Merge(const DecodeArgs& a, const DecodeItem& item,
                                         int parts) const {
-    constexpr int kFours = kWidth / 4;
+    const int row = threadIdx.x / kLanes, lane = threadIdx.x % kLanes;
     BarrierWait(SharedAddress(&received.full), 0);
-    for (int i = threadIdx.x; i < kRows * kFours; i += kThreads) {
-      const int row = i / kFours, at = i % kFours;
-      StoreMerged(a, item, row, Rank() * kFours + at, Merged(row, 4 * at, parts));
+    const float weight =
+        WeightOfPart(lane < parts ? received.ml[lane][row] : make_float2(-INFINITY, 0));
+#pragma unroll
+    for (int chunk = 0; chunk < kWidth; chunk += kLanes / kShare * kEach) {
+      const int column = chunk + lane % (kLanes / kShare) * kEach;
+      float sum[kEach] = {};
+#pragma unroll
+      for (int i = 0; i < kCtas; i += kShare) {
+        const int part = i + lane / (kLanes / kShare);
+        const float w = __shfl_sync(0xffffffffu, weight, part, kLanes);
+        if (part >= parts) continue;
+        float o[kEach];
+        __builtin_memcpy(o, __builtin_assume_aligned(At(part, row, column), sizeof(o)), sizeof(o));
+#pragma unroll
+        for (int c = 0; c < kEach; ++c) sum[c] += w * o[c];
+      }
+      if (kShare == 2) sum[0] += __shfl_xor_sync(0xffffffffu, sum[0], kLanes / 2);
+      if (item.first + row >= item.pairs || lane >= kLanes / kShare) continue;
+      __nv_bfloat16* out = OutputRow(a, item, row) + FirstColumn() + Rank() * kWidth + column;
+      if constexpr (kEach == 4) {
+        *reinterpret_cast<uint2*>(out) =
+            make_uint2(PackBf16(sum[0], sum[1]), PackBf16(sum[2], sum[3]));
+      } else if constexpr (kEach == 2) {
+        *reinterpret_cast<uint32_t*>(out) = PackBf16(sum[0], sum[1]);
+      } else {
+        *out = __float2bfloat16_rn(sum[0]);
+      }
     }
+  }
+
+ private:
+  static constexpr int kLanes = kThreads / kRows;
+  static constexpr int kShare = kWidth < kLanes ? kLanes / kWidth : 1;  // lanes of a column
+  static constexpr int kEach = kWidth >= 4 * kLanes ? 4 : kWidth > kLanes ? kWidth / kLanes : 1;
+  static_assert(kLanes >= kCtas && kShare <= 2);
+
+  // The lane's part in the row's sum, divided by the sum of weights.
+  static __device__ __forceinline__ float WeightOfPart(float2 ml) {
+    float m = ml.x;
+#pragma unroll
+    for (int d = kLanes / 2; d > 0; d /= 2) m = fmaxf(m, __shfl_xor_sync(0xffffffffu, m, d));
+    const float weight = m == -INFINITY ? 0.0f : Exp2(ml.x - m);
+    float l = weight * ml.y;
+#pragma unroll
+    for (int d = kLanes / 2; d > 0; d /= 2) l += __shfl_xor_sync(0xffffffffu, l, d);
+    return weight / l;
   }
 };
 

@@ -25,11 +25,12 @@ __device__ __forceinline__ void RunSegment(const DecodeArgs& a, Shared& shared, 
   if (threadIdx.x == 0) NoteMerge(a, shared.run, s);
   uint32_t q[kSteps][4];
   SpreadQueries(shared.stages[empty], pieces, q);
+  FenceAsync();
   __syncthreads();
   producer.Issue<true, true>(a, shared, empty);
   RowState state = StartRows(a, s.item);
   Sums o = {};
-  AddTiles(a, s.item, s.tile, s.tile + s.tiles, false, q, shared, ring, producer, state, o);
+  AddTiles(a, s.item, s.tile, s.tile + s.tiles, false, q, shared, ring, producer, state, 0, o);
   WriteSegment(a, s, state, shared, o);
 }
 

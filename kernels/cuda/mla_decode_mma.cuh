@@ -24,7 +24,7 @@ struct Shared {
   uint64_t full[kMaxStages];
   int schedule[32];
   DecodeRun run;
-  DecodeSegment segment;  // thread 0 writes it between two barriers
+  DecodeSegment segment;                              // thread 0 writes it between two barriers
   alignas(128) char stages[kMaxStages][kStageBytes];  // the last ones of which there may not be
 };
 
@@ -99,7 +99,8 @@ __device__ __forceinline__ void FetchQueries(const QueryRow& query, uint4 (&piec
                                              : make_uint4(0, 0, 0, 0);
   }
 }
-// These as fragments of the warp's half of the columns, through a place that holds no tile.
+// These as fragments of the warp's half of the columns, through a place that holds no tile. Who
+// fills it by copies behind the next barrier calls FenceAsync() before.
 __device__ __forceinline__ void SpreadQueries(char* place, const uint4 (&pieces)[kQueryPieces],
                                               uint32_t (&q)[kSteps][4]) {
 #pragma unroll
@@ -107,7 +108,6 @@ __device__ __forceinline__ void SpreadQueries(char* place, const uint4 (&pieces)
     if (QueryPiece(i) >= kDim / 8) break;
     *reinterpret_cast<uint4*>(place + threadIdx.x / 16 * kPitch + QueryPiece(i) * 16) = pieces[i];
   }
-  FenceAsync();
   __syncthreads();
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t from =

@@ -11,8 +11,11 @@ namespace hadal::cuda::decode16 {
 
 using flash::RowState;
 
-// What a thread holds of the output: columns 8 n + 2 (lane % 4) and the next of its warp's 64.
-using Sums = float[8][4];
+// What a thread holds of the output: columns 8 n + 2 (lane % 4) and the next of its warp's 8
+// kTiles.
+template <int kTiles>
+using SumsOf = float[kTiles][4];
+using Sums = SumsOf<8>;
 
 #if !defined(__CUDA_ARCH__) || __CUDA_ARCH__ >= 900
 
@@ -72,8 +75,9 @@ __device__ __forceinline__ void Scores(const char* stage, const uint32_t (&q)[kS
 }
 
 // Turns scores into weights in shared memory; scales the sums so far.
+template <int kTiles>
 __device__ __forceinline__ void Softmax(const DecodeArgs& a, int first_key, float (&s)[4],
-                                        RowState& state, Shared& shared, Sums& o) {
+                                        RowState& state, Shared& shared, SumsOf<kTiles>& o) {
   const int warp = threadIdx.x / 32, row = threadIdx.x % 32 / 4;
   const int column = warp * 8 + threadIdx.x % 4 * 2;
 #pragma unroll
@@ -102,22 +106,25 @@ __device__ __forceinline__ void Softmax(const DecodeArgs& a, int first_key, floa
     *reinterpret_cast<uint32_t*>(shared.weights + (row + 8 * r) * kWeightPitch + column * 2) =
         PackBf16(p0, p1);
 #pragma unroll
-    for (int n = 0; n < 8; ++n) o[n][2 * r] *= alpha, o[n][2 * r + 1] *= alpha;
+    for (int n = 0; n < kTiles; ++n) o[n][2 * r] *= alpha, o[n][2 * r + 1] *= alpha;
   }
   __syncthreads();
 }
 
-// o += weights times the warp's 64 columns of the tile.
-__device__ __forceinline__ void AddValues(const char* stage, const char* weights, Sums& o) {
+// o += weights times the warp's columns of the tile, of which the first warp's begin at `column`.
+template <int kTiles>
+__device__ __forceinline__ void AddValues(const char* stage, const char* weights, int column,
+                                          SumsOf<kTiles>& o) {
   const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
   const uint32_t a_from = SharedAddress(weights + lane % 16 * kWeightPitch + lane / 16 * 16);
-  const uint32_t b_from = SharedAddress(stage + lane % 16 * kPitch + warp * 128 + lane / 16 * 16);
+  const uint32_t b_from =
+      SharedAddress(stage + lane % 16 * kPitch + (column + warp * kTiles * 8) * 2 + lane / 16 * 16);
 #pragma unroll
   for (int k = 0; k < kBlockSize / 16; ++k) {
     uint32_t p[4];
     LoadMatrices(a_from + k * 32, p);
 #pragma unroll
-    for (int n = 0; n < 8; n += 2) {
+    for (int n = 0; n < kTiles; n += 2) {
       uint32_t b[4];
       LoadMatricesTransposed(b_from + k * 16 * kPitch + n * 16, b);
       Mma(o[n], p, b[0], b[1]);
@@ -138,12 +145,12 @@ __device__ __forceinline__ RowState StartRows(const DecodeArgs& a, const DecodeI
 }
 
 // Adds tiles tile .. end of the item, the stage of the last one stays empty. `cleared`: the rows
-// behind the last key have been already.
-template <bool kManyItems>
+// behind the last key have been already. The output's columns from `column` on, of all warps.
+template <bool kManyItems, int kTiles>
 __device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeItem& item, int tile,
                                          int end, bool cleared, const uint32_t (&q)[kSteps][4],
                                          Shared& shared, Ring& ring, Producer<kManyItems>& producer,
-                                         RowState& state, Sums& o) {
+                                         RowState& state, int column, SumsOf<kTiles>& o) {
   for (; tile < end; ++tile, ring.Advance()) {
     char* stage = shared.stages[ring.stage];
     BarrierWait(SharedAddress(&shared.full[ring.stage]), ring.parity);
@@ -155,7 +162,7 @@ __device__ __forceinline__ void AddTiles(const DecodeArgs& a, const DecodeItem& 
     float scores[4];
     Scores(stage, q, shared, scores);
     Softmax(a, tile * kBlockSize, scores, state, shared, o);
-    AddValues(stage, shared.weights, o);
+    AddValues(stage, shared.weights, column, o);
     __syncthreads();
     if (tile + 1 < end) producer.template Issue<true, true>(a, shared, ring.stage);
   }
