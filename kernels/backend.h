@@ -123,6 +123,11 @@ class Backend {
     RmsNorm(norm);
     Route(p);
   }
+  // p.x is norm.out, which need not be written.
+  virtual void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) {
+    RmsNorm(norm);
+    MatMul(p);
+  }
   // Neither reads what the other makes; both read the same rows.
   virtual void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) {
     MlaInput(input);

@@ -111,6 +111,10 @@ class CudaBackend final : public Backend {
     cuda::NormRoute(norm, p, context_);
   }
 
+  void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) override {
+    cuda::NormMatMul(norm, p, context_);
+  }
+
   void Synchronize() override { HADAL_CUDA(cudaStreamSynchronize(stream_.stream)); }
 
  private:

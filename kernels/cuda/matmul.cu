@@ -1,7 +1,7 @@
 #include <algorithm>
 
-#include "kernels/cuda/matmul.h"
 #include "common/rounding.h"
+#include "kernels/cuda/matmul.h"
 #include "kernels/cuda/ops.h"
 
 namespace hadal::cuda {
@@ -44,17 +44,39 @@ Product ProductOf(const HeadMatMulParams& p) {
           .matrices = p.heads};
 }
 
-void RunProduct(const Product& p, CudaContext& context) {
-  if (p.m == 0) return;
+static bool HasManyRows(const Product& p) {
   const int few = p.w->dtype == DType::kBF16 ? kFewRowsOfBf16
                   : IsLargeF8(*p.w)          ? kFewRowsOfLargeF8
                                              : kFewRows;
-  if (p.m > few && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
+  return p.m > few;
+}
+
+void RunProduct(const Product& p, CudaContext& context) {
+  if (p.m == 0) return;
+  if (HasManyRows(p) && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
   if (MatMulHeld(p, context) || MatMulFew(p, context) || MatMulSkinny(p, context)) return;
   MatMulGeneral(p, context);
 }
 
 void MatMul(const MatMulParams& p, CudaContext& context) { RunProduct(ProductOf(p), context); }
+
+// A norm that is multiplied in FP8 is rounded as it is made. Where the sum replaces the residual it
+// could not be made a second time, for a product that cuBLASLt then refuses.
+static bool NormMatMulF8(const RmsNormParams& norm, const Product& p, CudaContext& context) {
+  const bool in_place = norm.from == nullptr && norm.delta != nullptr;
+  if (in_place || !HasManyRows(p) || CublasF8Rows(p, context) != p.m || norm.dim != p.w->k) {
+    return false;
+  }
+  DeviceScratch::Scope scope(context.scratch);
+  const QuantiseParams x = CublasF8Operand(p, p.m, context);
+  return NormQuantise(norm, x, context) && RunCublasF8(p, x, context);
+}
+
+void NormMatMul(const RmsNormParams& norm, const MatMulParams& p, CudaContext& context) {
+  if (NormMatMulF8(norm, ProductOf(p), context)) return;
+  RmsNorm(norm, context);
+  MatMul(p, context);
+}
 
 void HeadMatMul(const HeadMatMulParams& p, CudaContext& context) {
   RunProduct(ProductOf(p), context);

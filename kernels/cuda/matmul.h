@@ -5,6 +5,7 @@
 #include "kernels/backend.h"
 #include "kernels/cuda/cuda_context.h"
 #include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/quantise.cuh"
 
 namespace hadal::cuda {
 
@@ -37,16 +38,23 @@ inline bool IsLargeF8(const CudaPackedWeight& w) {
 // not exist for these operands. Weights are read before the kernel waits for the one before it:
 // where a kernel has written them, another one must have waited for it and only then have let its
 // successor start.
-bool MatMulGeneral(const Product& p, CudaContext& context);   // always exists
-bool MatMulSkinny(const Product& p, CudaContext& context);    // bf16 act; meant for few rows
-bool MatMulFew(const Product& p, CudaContext& context);       // the same, on Hopper
+bool MatMulGeneral(const Product& p, CudaContext& context);  // always exists
+bool MatMulSkinny(const Product& p, CudaContext& context);   // bf16 act; meant for few rows
+bool MatMulFew(const Product& p, CudaContext& context);      // the same, on Hopper
 bool MatMulHeld(const Product& p,
                 CudaContext& context);  // at most 8 rows, all weights in registers
 bool MatMulCublas(const Product& p, CudaContext& context);    // bf16 act and weights
 bool MatMulCublasF8(const Product& p, CudaContext& context);  // rounds x to FP8, 1x128 scales
 
-// How MatMulFew() divides a product: outputs of a block (64 or 128), and blocks that share the inputs
-// (a power of two, at most a block's outputs / 16).
+// The rows that cuBLASLt takes of a product in FP8, as it takes them by four; a rest goes the way
+// of few rows. 0: it takes none.
+int CublasF8Rows(const Product& p, const CudaContext& context);
+// Where these rows are to lie, in scratch; and their product.
+QuantiseParams CublasF8Operand(const Product& p, int rows, CudaContext& context);
+bool RunCublasF8(const Product& p, const QuantiseParams& x, CudaContext& context);
+
+// How MatMulFew() divides a product: outputs of a block (64 or 128), and blocks that share the
+// inputs (a power of two, at most a block's outputs / 16).
 struct FewPlan {
   int rows = 0;
   int splits = 0;

@@ -59,40 +59,50 @@ bool MatMulCublas(const Product& p, CudaContext& context) {
                    context);
 }
 
-bool MatMulCublasF8(const Product& p, CudaContext& context) {
+int CublasF8Rows(const Product& p, const CudaContext& context) {
   const CudaPackedWeight& w = *p.w;
-  if (context.act != DType::kBF16 || w.dtype != DType::kF8E4M3 || p.matrices != 1) return false;
-  if (w.scale_rows != kBlock || w.k_lead != 0 || w.n % 4 != 0 || w.k % 16 != 0) return false;
-  if (!Aligned(p.x, p.x_stride * 2)) return false;
-  // cuBLASLt takes rows by four; a rest goes the way of few rows.
-  const int m = p.m / 4 * 4;
+  if (context.act != DType::kBF16 || w.dtype != DType::kF8E4M3 || p.matrices != 1) return 0;
+  if (w.scale_rows != kBlock || w.k_lead != 0 || w.n % 4 != 0 || w.k % 16 != 0) return 0;
+  return Aligned(p.x, p.x_stride * 2) ? p.m / 4 * 4 : 0;
+}
+
+QuantiseParams CublasF8Operand(const Product& p, int rows, CudaContext& context) {
+  const CudaPackedWeight& w = *p.w;
+  return {.x = static_cast<const __nv_bfloat16*>(p.x),
+          .x_stride = p.x_stride,
+          .rows = rows,
+          .columns = w.k,
+          .codes = context.scratch.Allocate<uint8_t>(rows * w.k),
+          .code_stride = w.k,
+          .scales = context.scratch.Allocate<float>(rows * w.k_blocks),
+          .scale_block_stride = rows};
+}
+
+bool RunCublasF8(const Product& p, const QuantiseParams& x, CudaContext& context) {
+  const CudaPackedWeight& w = *p.w;
+  return RunCublas({.x = x.codes,
+                    .x_stride = x.code_stride,
+                    .w = w.data,
+                    .w_stride = w.stride,
+                    .y = p.y,
+                    .y_stride = p.y_stride,
+                    .m = x.rows,
+                    .n = w.n,
+                    .k = w.k,
+                    .f8 = true,
+                    .float_out = p.float_out,
+                    .x_scale = x.scales,
+                    .w_scale = CublasScales(w, context)},
+                   context);
+}
+
+bool MatMulCublasF8(const Product& p, CudaContext& context) {
+  const int m = CublasF8Rows(p, context);
   if (m == 0) return false;
   DeviceScratch::Scope scope(context.scratch);
-  auto* codes = context.scratch.Allocate<uint8_t>(m * w.k);
-  auto* scales = context.scratch.Allocate<float>(m * w.k_blocks);
-  Quantise({.x = static_cast<const __nv_bfloat16*>(p.x),
-            .x_stride = p.x_stride,
-            .rows = m,
-            .columns = w.k,
-            .codes = codes,
-            .code_stride = w.k,
-            .scales = scales,
-            .scale_block_stride = m},
-           context);
-  const bool done = RunCublas({.x = codes,
-                               .x_stride = w.k,
-                               .w = w.data,
-                               .w_stride = w.stride,
-                               .y = p.y,
-                               .y_stride = p.y_stride,
-                               .m = m,
-                               .n = w.n,
-                               .k = w.k,
-                               .f8 = true,
-                               .float_out = p.float_out,
-                               .x_scale = scales,
-                               .w_scale = CublasScales(w, context)},
-                              context);
+  const QuantiseParams x = CublasF8Operand(p, m, context);
+  Quantise(x, context);
+  const bool done = RunCublasF8(p, x, context);
   if (!done || m == p.m) return done;
   Product rest = p;
   rest.m = p.m - m;

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/launch.cuh"
 #include "kernels/cuda/ops.h"
+#include "kernels/cuda/quantise_row.cuh"
 #include "kernels/cuda/vector_io.cuh"
 
 namespace hadal::cuda {
@@ -39,14 +40,16 @@ struct NormArgs {
 
 // The norm is that of the residual as it is stored, rounded. One CTA per row, one vector per
 // thread, which keeps it in registers: memory is read once. Weights are there before the kernel in
-// front of this one ends; so are those of the product behind it, which may start as early.
+// front of this one ends; so are those of the product behind it, which may start as early. Whether
+// the thread has a vector; x: the normed one where it is asked for.
 template <typename S, typename T>
-__global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a) {
+__device__ __forceinline__ bool NormVector(const NormArgs<S, T>& a, bool wanted,
+                                           float (&x)[kVector]) {
   const int64_t i = threadIdx.x * kVector;
   const bool mine = i < a.dim;
-  float x[kVector] = {}, w[kVector] = {};
+  float w[kVector] = {};
   cudaTriggerProgrammaticLaunchCompletion();
-  if (mine && a.out != nullptr) LoadVector(a.weight + i, w);
+  if (mine && wanted) LoadVector(a.weight + i, w);
   cudaGridDependencySynchronize();
   float square = 0;
   if (mine) {
@@ -63,12 +66,30 @@ __global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a
 #pragma unroll
     for (int j = 0; j < kVector; ++j) square += x[j] * x[j];
   }
-  if (a.out == nullptr) return;
+  if (!wanted) return mine;
   const float factor = rsqrtf(CtaSum(square) / static_cast<float>(a.dim) + a.eps);
-  if (!mine) return;
 #pragma unroll
   for (int j = 0; j < kVector; ++j) x[j] *= factor * w[j];
-  StoreVector(a.out + blockIdx.x * a.out_stride + i, x);
+  return mine;
+}
+
+template <typename S, typename T>
+__global__ void __launch_bounds__(kMaxThreads) NormVectorKernel(NormArgs<S, T> a) {
+  float x[kVector] = {};
+  const bool wanted = a.out != nullptr, mine = NormVector(a, wanted, x);
+  if (mine && wanted) StoreVector(a.out + blockIdx.x * a.out_stride + threadIdx.x * kVector, x);
+}
+
+// The normed vector as codes and scales of q, of what is rounded to T first.
+template <typename S, typename T>
+__global__ void __launch_bounds__(kMaxThreads)
+    NormQuantiseKernel(NormArgs<S, T> a, QuantiseParams q) {
+  static_assert(kVector * kQuantiseLanes == kQuantiseColumns);
+  float x[kVector] = {};
+  const bool mine = NormVector(a, true, x);
+#pragma unroll
+  for (int j = 0; j < kVector; ++j) x[j] = ToFloat(FromFloat<T>(x[j]));
+  StoreQuantised(q, x, blockIdx.x, threadIdx.x / kQuantiseLanes, mine);
 }
 
 // Any width, any stride. Each thread finds in memory what it wrote there itself.
@@ -93,30 +114,55 @@ __global__ void __launch_bounds__(kMaxThreads) NormKernel(NormArgs<S, T> a) {
 }
 
 template <typename S, typename T>
+NormArgs<S, T> ArgsOf(const RmsNormParams& p) {
+  return {.residual = static_cast<S*>(p.residual),
+          .from = static_cast<const S*>(p.from == nullptr ? p.residual : p.from),
+          .delta = static_cast<const T*>(p.delta),
+          .weight = p.weight,
+          .out = static_cast<T*>(p.out),
+          .dim = p.dim,
+          .x_stride = p.x_stride,
+          .out_stride = p.out_stride,
+          .eps = p.eps};
+}
+
+template <typename S, typename T>
+bool VectorsFit(const NormArgs<S, T>& a) {
+  return a.dim % kVector == 0 && a.dim <= kMaxThreads * kVector &&
+         VectorRows(a.residual, a.x_stride, sizeof(S)) &&
+         VectorRows(a.from, a.x_stride, sizeof(S)) && VectorRows(a.delta, a.dim, sizeof(T)) &&
+         VectorRows(a.weight, a.dim, sizeof(float)) && VectorRows(a.out, a.out_stride, sizeof(T));
+}
+
+dim3 ThreadsOf(int64_t steps) { return {static_cast<unsigned>((steps + 31) / 32 * 32)}; }
+
+template <typename S, typename T>
 void NormAs(const RmsNormParams& p, CudaContext& context) {
-  const void* from = p.from == nullptr ? p.residual : p.from;
-  const NormArgs<S, T> args{.residual = static_cast<S*>(p.residual),
-                            .from = static_cast<const S*>(from),
-                            .delta = static_cast<const T*>(p.delta),
-                            .weight = p.weight,
-                            .out = static_cast<T*>(p.out),
-                            .dim = p.dim,
-                            .x_stride = p.x_stride,
-                            .out_stride = p.out_stride,
-                            .eps = p.eps};
-  const bool vectors =
-      p.dim % kVector == 0 && p.dim <= kMaxThreads * kVector &&
-      VectorRows(p.residual, p.x_stride, sizeof(S)) && VectorRows(from, p.x_stride, sizeof(S)) &&
-      VectorRows(p.delta, p.dim, sizeof(T)) &&
-      VectorRows(p.weight, p.dim, sizeof(float)) && VectorRows(p.out, p.out_stride, sizeof(T));
+  const NormArgs<S, T> args = ArgsOf<S, T>(p);
+  const bool vectors = VectorsFit(args);
   const int64_t steps = vectors ? p.dim / kVector : std::min<int64_t>(p.dim, 512);
-  const auto threads = static_cast<unsigned>((steps + 31) / 32 * 32);
-  Launch(vectors ? NormVectorKernel<S, T> : NormKernel<S, T>, dim3(p.tokens), dim3(threads), 0,
+  Launch(vectors ? NormVectorKernel<S, T> : NormKernel<S, T>, dim3(p.tokens), ThreadsOf(steps), 0,
          context, args);
   HADAL_CUDA_LAUNCHED();
 }
 
+template <typename S>
+bool NormQuantiseAs(const RmsNormParams& p, const QuantiseParams& q, CudaContext& context) {
+  const auto args = ArgsOf<S, __nv_bfloat16>(p);
+  if (!VectorsFit(args)) return false;
+  Launch(NormQuantiseKernel<S, __nv_bfloat16>, dim3(p.tokens), ThreadsOf(p.dim / kVector), 0,
+         context, args, q);
+  HADAL_CUDA_LAUNCHED();
+  return true;
+}
+
 }  // namespace
+
+bool NormQuantise(const RmsNormParams& p, const QuantiseParams& q, CudaContext& context) {
+  if (context.act != DType::kBF16) return false;
+  return p.float_residual ? NormQuantiseAs<float>(p, q, context)
+                          : NormQuantiseAs<__nv_bfloat16>(p, q, context);
+}
 
 void RmsNorm(const RmsNormParams& p, CudaContext& context) {
   if (p.tokens == 0) return;

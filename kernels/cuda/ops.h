@@ -12,6 +12,7 @@ namespace cuda {
 void Embed(const EmbedParams& p, CudaContext& context);
 void RmsNorm(const RmsNormParams& p, CudaContext& context);
 void MatMul(const MatMulParams& p, CudaContext& context);
+void NormMatMul(const RmsNormParams& norm, const MatMulParams& p, CudaContext& context);
 void HeadMatMul(const HeadMatMulParams& p, CudaContext& context);
 void MlaInput(const MlaInputParams& p, CudaContext& context);
 void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,

@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "kernels/cuda/cuda_context.h"
+#include "kernels/op_params.h"
 
 namespace hadal::cuda {
 
@@ -30,10 +31,13 @@ struct QuantiseParams {
 };
 
 void Quantise(const QuantiseParams& p, CudaContext& context);
+// The norm's result rounded like that instead of written to p.out; of q, only where codes and
+// scales go. False where there is no such kernel for these shapes, and nothing was done.
+bool NormQuantise(const RmsNormParams& p, const QuantiseParams& q, CudaContext& context);
 
-// Two operands, few rows by few multiprocessors, so that the kernel behind fetches its weights meanwhile; it
-// may start before the wait of the one before this. REQUIRES: no silu_mul; row_count was there
-// before the kernel before this one began its work.
+// Two operands, few rows by few multiprocessors, so that the kernel behind fetches its weights
+// meanwhile; it may start before the wait of the one before this. REQUIRES: no silu_mul; row_count
+// was there before the kernel before this one began its work.
 void QuantiseBoth(const QuantiseParams& first, const QuantiseParams& second, CudaContext& context);
 
 }  // namespace hadal::cuda

@@ -68,6 +68,9 @@ class TimedBackend : public Backend {
   void NormRoute(const RmsNormParams& norm, const RouteParams& p) override {
     Time("norm, route", &Backend::NormRoute, norm, p);
   }
+  void NormMatMul(const RmsNormParams& norm, const MatMulParams& p) override {
+    Time("norm, matmul" + Shape(p.w), &Backend::NormMatMul, norm, p);
+  }
   void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) override {
     Time("mla input, head matmul" + Shape(p.w), &Backend::MlaInputAndAbsorb, input, p);
   }

@@ -123,8 +123,7 @@ RmsNormParams Transformer::AddAndNorm(const DeviceBuffer& weight) {
 void Transformer::Attention(size_t layer) {
   const AttentionWeights& w = weights_.layers[layer].attention;
   void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
-  backend_->RmsNorm(AddAndNorm(*weights_.layers[layer].attn_norm));
-  const Queries q = Project(w);
+  const Queries q = Project(w, AddAndNorm(*weights_.layers[layer].attn_norm));
   const MlaInputParams input = CacheInput(w, q, cache);
   if (inputs_.decode_tokens() > 0) {
     AttendDecode(w, q, input);
@@ -140,22 +139,22 @@ void Transformer::Attention(size_t layer) {
   has_delta_ = true;
 }
 
-// normed -> attn_in, whose rows are [q or q_a] ; c ; k_pe, and the queries.
-Transformer::Queries Transformer::Project(const AttentionWeights& w) {
-  backend_->MatMul({.x = space_.normed->data, .x_stride = config_.dim, .w = w.in.get(),
-                    .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
+// The residual's norm -> attn_in, whose rows are [q or q_a] ; c ; k_pe, and the queries.
+Transformer::Queries Transformer::Project(const AttentionWeights& w, const RmsNormParams& norm) {
+  backend_->NormMatMul(norm, {.x = norm.out, .x_stride = config_.dim, .w = w.in.get(),
+                              .y = space_.attn_in->data, .y_stride = w.in->n, .m = tokens_});
   if (config_.q_lora_rank == 0) return {space_.attn_in->data, w.in->n};
   const int64_t q_width = heads_ * config_.qk_head_dim();
-  backend_->RmsNorm({.residual = space_.attn_in->data,
-                     .weight = w.q_norm->as<float>(),
-                     .out = space_.q_normed->data,
-                     .tokens = tokens_,
-                     .dim = config_.q_lora_rank,
-                     .x_stride = w.in->n,
-                     .out_stride = config_.q_lora_rank,
-                     .eps = config_.latent_norm_eps});
-  backend_->MatMul({.x = space_.q_normed->data, .x_stride = config_.q_lora_rank, .w = w.q.get(),
-                    .y = space_.q->data, .y_stride = q_width, .m = tokens_});
+  backend_->NormMatMul({.residual = space_.attn_in->data,
+                        .weight = w.q_norm->as<float>(),
+                        .out = space_.q_normed->data,
+                        .tokens = tokens_,
+                        .dim = config_.q_lora_rank,
+                        .x_stride = w.in->n,
+                        .out_stride = config_.q_lora_rank,
+                        .eps = config_.latent_norm_eps},
+                       {.x = space_.q_normed->data, .x_stride = config_.q_lora_rank, .w = w.q.get(),
+                        .y = space_.q->data, .y_stride = q_width, .m = tokens_});
   return {space_.q->data, q_width};
 }
 

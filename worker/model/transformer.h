@@ -39,7 +39,7 @@ class Transformer final : public Model {
   };
 
   void Attention(size_t layer);
-  Queries Project(const AttentionWeights& w);
+  Queries Project(const AttentionWeights& w, const RmsNormParams& norm);
   MlaInputParams CacheInput(const AttentionWeights& w, const Queries& q, void* cache);
   void AttendDecode(const AttentionWeights& w, const Queries& q, const MlaInputParams& input);
   void AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
