@@ -128,6 +128,11 @@ class Backend {
     RmsNorm(norm);
     MatMul(p);
   }
+  // out.x is p.out, which need not be written.
+  virtual void MlaPrefillAndMatMul(const MlaPrefillParams& p, const MatMulParams& out) {
+    MlaPrefill(p);
+    MatMul(out);
+  }
   // Neither reads what the other makes; both read the same rows.
   virtual void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p) {
     MlaInput(input);

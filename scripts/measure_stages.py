@@ -205,7 +205,7 @@ def main():
     parser.add_argument("--ncu", default="ncu")
     parser.add_argument("--batch", type=int, nargs="*", default=[1, 8, 64, 256], help="decode batches")
     parser.add_argument("--context", type=int, default=512, help="tokens before decoding")
-    parser.add_argument("--layers", type=int, default=5, help="that are run")
+    parser.add_argument("--layers", type=int, default=5, help="that are run, at least 4: the first and the last have other neighbours")
     parser.add_argument("--prompt", type=int, nargs="*", default=[2048], help="prompt lengths")
     parser.add_argument("--simulate-layout", type=layout, default=(1, 1), metavar="T,D",
                         help="the shard of one rank of so many, alone on the card")
@@ -213,6 +213,8 @@ def main():
     parser.add_argument("--products", type=float, help="TFLOP/s that it multiplies at best")
     parser.add_argument("--out", help="file for JSON lines")
     args = parser.parse_args()
+    if args.layers < 4:
+        parser.error("--layers: at least 4")
     with open(os.path.join(args.model, "config.json")) as file:
         config = json.load(file)
     config["n_layers"] = min(config["n_layers"], args.layers)

@@ -98,6 +98,9 @@ class CudaBackend final : public Backend {
   void MlaDecode(const MlaDecodeParams& p) override { cuda::MlaDecode(p, context_); }
   int64_t ExpandedTileBytes(const OpLimits&) const override { return 0; }
   void MlaPrefill(const MlaPrefillParams& p) override { cuda::MlaPrefill(p, context_); }
+  void MlaPrefillAndMatMul(const MlaPrefillParams& p, const MatMulParams& out) override {
+    cuda::MlaPrefillAndMatMul(p, out, context_);
+  }
   void Mlp(const MlpParams& p) override { cuda::Mlp(p, context_); }
   void Route(const RouteParams& p) override { cuda::Route(p, context_); }
   void Moe(const MoeParams& p) override { cuda::Moe(p, context_); }

@@ -51,6 +51,10 @@ static bool HasManyRows(const Product& p) {
   return p.m > few;
 }
 
+int RowsInF8(const Product& p, const CudaContext& context) {
+  return HasManyRows(p) ? CublasF8Rows(p, context) : 0;
+}
+
 void RunProduct(const Product& p, CudaContext& context) {
   if (p.m == 0) return;
   if (HasManyRows(p) && (MatMulCublas(p, context) || MatMulCublasF8(p, context))) return;
@@ -64,9 +68,7 @@ void MatMul(const MatMulParams& p, CudaContext& context) { RunProduct(ProductOf(
 // could not be made a second time, for a product that cuBLASLt then refuses.
 static bool NormMatMulF8(const RmsNormParams& norm, const Product& p, CudaContext& context) {
   const bool in_place = norm.from == nullptr && norm.delta != nullptr;
-  if (in_place || !HasManyRows(p) || CublasF8Rows(p, context) != p.m || norm.dim != p.w->k) {
-    return false;
-  }
+  if (in_place || p.m == 0 || RowsInF8(p, context) != p.m || norm.dim != p.w->k) return false;
   DeviceScratch::Scope scope(context.scratch);
   const QuantiseParams x = CublasF8Operand(p, p.m, context);
   return NormQuantise(norm, x, context) && RunCublasF8(p, x, context);

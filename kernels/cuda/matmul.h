@@ -51,7 +51,10 @@ bool MatMulCublasF8(const Product& p, CudaContext& context);  // rounds x to FP8
 int CublasF8Rows(const Product& p, const CudaContext& context);
 // Where these rows are to lie, in scratch; and their product.
 QuantiseParams CublasF8Operand(const Product& p, int rows, CudaContext& context);
+// The rest of the rows goes its way too. False: nothing was done.
 bool RunCublasF8(const Product& p, const QuantiseParams& x, CudaContext& context);
+// CublasF8Rows() where RunProduct() takes that way, else 0.
+int RowsInF8(const Product& p, const CudaContext& context);
 
 // How MatMulFew() divides a product: outputs of a block (64 or 128), and blocks that share the
 // inputs (a power of two, at most a block's outputs / 16).

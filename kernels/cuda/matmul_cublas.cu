@@ -80,20 +80,26 @@ QuantiseParams CublasF8Operand(const Product& p, int rows, CudaContext& context)
 
 bool RunCublasF8(const Product& p, const QuantiseParams& x, CudaContext& context) {
   const CudaPackedWeight& w = *p.w;
-  return RunCublas({.x = x.codes,
-                    .x_stride = x.code_stride,
-                    .w = w.data,
-                    .w_stride = w.stride,
-                    .y = p.y,
-                    .y_stride = p.y_stride,
-                    .m = x.rows,
-                    .n = w.n,
-                    .k = w.k,
-                    .f8 = true,
-                    .float_out = p.float_out,
-                    .x_scale = x.scales,
-                    .w_scale = CublasScales(w, context)},
-                   context);
+  const bool done = RunCublas({.x = x.codes,
+                               .x_stride = x.code_stride,
+                               .w = w.data,
+                               .w_stride = w.stride,
+                               .y = p.y,
+                               .y_stride = p.y_stride,
+                               .m = x.rows,
+                               .n = w.n,
+                               .k = w.k,
+                               .f8 = true,
+                               .float_out = p.float_out,
+                               .x_scale = x.scales,
+                               .w_scale = CublasScales(w, context)},
+                              context);
+  if (!done || x.rows == p.m) return done;
+  Product rest = p;
+  rest.m = p.m - x.rows;
+  rest.x = static_cast<const char*>(p.x) + x.rows * p.x_stride * 2;
+  rest.y = static_cast<char*>(p.y) + x.rows * p.y_stride * (p.float_out ? 4 : 2);
+  return MatMulSkinny(rest, context) || MatMulGeneral(rest, context);
 }
 
 bool MatMulCublasF8(const Product& p, CudaContext& context) {
@@ -102,13 +108,7 @@ bool MatMulCublasF8(const Product& p, CudaContext& context) {
   DeviceScratch::Scope scope(context.scratch);
   const QuantiseParams x = CublasF8Operand(p, m, context);
   Quantise(x, context);
-  const bool done = RunCublasF8(p, x, context);
-  if (!done || m == p.m) return done;
-  Product rest = p;
-  rest.m = p.m - m;
-  rest.x = static_cast<const char*>(p.x) + m * p.x_stride * 2;
-  rest.y = static_cast<char*>(p.y) + m * p.y_stride * (p.float_out ? 4 : 2);
-  return MatMulSkinny(rest, context) || MatMulGeneral(rest, context);
+  return RunCublasF8(p, x, context);
 }
 
 }  // namespace hadal::cuda

@@ -2,6 +2,7 @@
 
 #include "kernels/cuda/mla_prefill.cuh"
 #include "kernels/cuda/mla_ptx.cuh"
+#include "kernels/cuda/quantise_row.cuh"
 
 // What the flash kernels share: head dims 128 + 64 and 128, bf16; a thread holds columns
 // 8 n + 2 (lane % 4) and the next of rows lane / 4 and lane / 4 + 8 of its warp's 16 queries, which
@@ -134,6 +135,35 @@ __device__ __forceinline__ void Begin(const PrefillArgs& p, const Work& w, int q
   }
 }
 
+static_assert(kV == kQuantiseColumns);
+
+// A row's outputs as Quantise() rounds them; pairs: the thread's columns, by four lanes of a warp.
+__device__ __forceinline__ void StoreRounded(const PrefillArgs& p, const Work& w, int64_t token,
+                                             const uint32_t (&pairs)[16]) {
+  const auto value = [&](int n) {
+    return __bfloat1622float2(reinterpret_cast<const __nv_bfloat162&>(pairs[n]));
+  };
+  const uint32_t four = 0xfu << threadIdx.x % 32 / 4 * 4;
+  float amax = kQuantiseLeast;
+#pragma unroll
+  for (int n = 0; n < 16; ++n) {
+    const float2 v = value(n);
+    amax = fmaxf(amax, fmaxf(fabsf(v.x), fabsf(v.y)));
+  }
+  amax = fmaxf(amax, __shfl_xor_sync(four, amax, 1));
+  amax = fmaxf(amax, __shfl_xor_sync(four, amax, 2));
+  uint8_t* codes = p.rounded.codes + token * p.rounded.code_stride + w.head * kV;
+#pragma unroll
+  for (int n = 0; n < 16; ++n) {
+    *reinterpret_cast<__nv_fp8x2_storage_t*>(codes + n * 8 + threadIdx.x % 4 * 2) =
+        RoundPair(value(n), 448.0f / amax);
+  }
+  if (threadIdx.x % 4 == 0) {
+    p.rounded.scales[token * p.rounded.scale_row_stride + w.head * p.rounded.scale_block_stride] =
+        amax / 448.0f;
+  }
+}
+
 __device__ __forceinline__ void End(const PrefillArgs& p, const Work& w, int query,
                                     const RowState& state, const float (&o)[16][4]) {
 #pragma unroll
@@ -145,13 +175,20 @@ __device__ __forceinline__ void End(const PrefillArgs& p, const Work& w, int que
     if (state.limit[r] <= 0) continue;
     const int column = threadIdx.x % 4 * 2;
     if (w.Sees(i) <= w.s.key_end) {
-      auto* out = static_cast<__nv_bfloat16*>(p.out) + w.Token(i) * p.out_stride + w.head * kV;
+      const int64_t token = w.Token(i);
       const float inverse = 1.0f / l;
+      uint32_t pairs[16];
 #pragma unroll
       for (int n = 0; n < 16; ++n) {
-        *reinterpret_cast<uint32_t*>(out + n * 8 + column) =
-            PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
+        pairs[n] = PackBf16(o[n][2 * r] * inverse, o[n][2 * r + 1] * inverse);
       }
+      if (token < p.rounded.rows) {
+        StoreRounded(p, w, token, pairs);
+        continue;
+      }
+      auto* out = static_cast<__nv_bfloat16*>(p.out) + token * p.out_stride + w.head * kV;
+#pragma unroll
+      for (int n = 0; n < 16; ++n) *reinterpret_cast<uint32_t*>(out + n * 8 + column) = pairs[n];
     } else {
       const int64_t at = StateRow(p, w, i);
       if (threadIdx.x % 4 == 0) p.state_ml[at] = make_float2(state.m[r], l);

@@ -1,7 +1,9 @@
 #include <algorithm>
 
 #include "common/check.h"
+#include "common/rounding.h"
 #include "kernels/cuda/launch.cuh"
+#include "kernels/cuda/matmul.h"
 #include "kernels/cuda/mla_expand.cuh"
 #include "kernels/cuda/mla_general.cuh"
 #include "kernels/cuda/mla_prefill.cuh"
@@ -160,8 +162,8 @@ struct Buffers {
   }
 };
 
-PrefillArgs ArgsOfGroup(const MlaPrefillParams& p, const Buffers& buffers, int head, int heads,
-                        DType act) {
+PrefillArgs ArgsOfGroup(const MlaPrefillParams& p, const Buffers& buffers,
+                        const QuantiseParams& rounded, int head, int heads, DType act) {
   const int64_t element = DTypeSize(act);
   const int64_t qk_dim = p.nope_dim + p.rope_dim;
   PrefillArgs args;
@@ -169,6 +171,11 @@ PrefillArgs ArgsOfGroup(const MlaPrefillParams& p, const Buffers& buffers, int h
   args.q_stride = p.q_stride;
   args.out = static_cast<char*>(p.out) + int64_t{head} * p.v_dim * element;
   args.out_stride = int64_t{p.heads} * p.v_dim;
+  args.rounded = rounded;
+  if (rounded.rows > 0) {
+    args.rounded.codes += int64_t{head} * p.v_dim;
+    args.rounded.scales += head * rounded.scale_block_stride;
+  }
   args.group_heads = heads;
   args.nope_dim = p.nope_dim;
   args.rope_dim = p.rope_dim;
@@ -193,10 +200,8 @@ int TileOf(MlaPath path) {
   return path == MlaPath::kMma ? MmaPrefillTile() : kWarps;
 }
 
-}  // namespace
-
-void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& context,
-                    int64_t piece_bytes) {
+void Attend(MlaPath path, const MlaPrefillParams& p, const QuantiseParams& rounded,
+            CudaContext& context, int64_t piece_bytes) {
   HADAL_CHECK(p.cache_dtype != DType::kF8E4M3, "the latent cache is bf16 or f32");
   if (p.rows.tokens == 0 || p.heads == 0) return;
   if (path == MlaPath::kAuto) path = Choose(p, context);
@@ -215,7 +220,7 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
     DeviceScratch::Scope group_scope(context.scratch);
     const int heads = std::min(size.group_heads, p.heads - head);
     const HeadsView w_uk(*p.w_uk, head, heads, context), w_uv(*p.w_uv, head, heads, context);
-    const PrefillArgs args = ArgsOfGroup(p, buffers, head, heads, context.act);
+    const PrefillArgs args = ArgsOfGroup(p, buffers, rounded, head, heads, context.act);
     PiecePlan plan(p.rows, size.keys, TileOf(path));
     while (plan.Next(piece)) {
       GatherLatent(p, piece, buffers.latent, context);
@@ -226,8 +231,35 @@ void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& contex
   }
 }
 
+// The rows that attention can leave as the product behind it takes them.
+int RoundedRows(const MlaPrefillParams& p, const Product& out, const CudaContext& context) {
+  const bool fits = Choose(p, context) != MlaPath::kGeneral && out.m == p.rows.tokens &&
+                    out.x_stride == int64_t{p.heads} * p.v_dim && out.w->k == out.x_stride;
+  return fits ? RowsInF8(out, context) : 0;
+}
+
+}  // namespace
+
+void MlaPrefillWith(MlaPath path, const MlaPrefillParams& p, CudaContext& context,
+                    int64_t piece_bytes) {
+  Attend(path, p, {}, context, piece_bytes);
+}
+
 void MlaPrefill(const MlaPrefillParams& p, CudaContext& context) {
   MlaPrefillWith(MlaPath::kAuto, p, context);
+}
+
+void MlaPrefillAndMatMul(const MlaPrefillParams& p, const MatMulParams& out, CudaContext& context) {
+  HADAL_CHECK(out.x == p.out);
+  const Product product = ProductOf(out);
+  if (const int rows = RoundedRows(p, product, context); rows > 0) {
+    DeviceScratch::Scope scope(context.scratch);
+    const QuantiseParams rounded = CublasF8Operand(product, rows, context);
+    Attend(MlaPath::kAuto, p, rounded, context, kPrefillPieceBytes);
+    if (RunCublasF8(product, rounded, context)) return;
+  }
+  MlaPrefill(p, context);
+  MatMul(out, context);
 }
 
 int64_t PrefillScratchBytes(const OpLimits& limits, DType act) {
@@ -248,6 +280,9 @@ int64_t PrefillScratchBytes(const OpLimits& limits, DType act) {
   OpLimits projection = limits;
   projection.tokens = size.keys;
   projection.mlp_width = 0;
+  // Beside rounded outputs.
+  const int64_t width = int64_t{limits.heads} * limits.v_dim;
+  bytes += aligned(limits.tokens * width) + aligned(limits.tokens * CeilDiv(width, 128) * 4);
   return bytes + MatMulScratchBytes(projection, act);
 }
 

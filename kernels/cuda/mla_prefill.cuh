@@ -1,6 +1,7 @@
 #pragma once
 
 #include "kernels/cuda/mla.cuh"
+#include "kernels/cuda/quantise.cuh"
 
 // Prefill goes head group by head group and piece by piece: a piece is a run of context keys of a
 // few rows whose latent rows are gathered and projected up into scratch, [keys, group_heads, dim];
@@ -32,6 +33,9 @@ struct PrefillArgs {
   int64_t q_stride = 0;
   void* out = nullptr;     // act; first head of the group
   int64_t out_stride = 0;  // between tokens
+  // Of the flash kernels: tokens below rounded.rows leave codes and scales here, of which a block
+  // is a head, instead of `out`; from the group's first head on.
+  QuantiseParams rounded;
   int group_heads = 0;
   int nope_dim = 0;
   int rope_dim = 0;

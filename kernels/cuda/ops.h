@@ -19,6 +19,7 @@ void MlaInputAndAbsorb(const MlaInputParams& input, const HeadMatMulParams& p,
                        CudaContext& context);
 void MlaDecode(const MlaDecodeParams& p, CudaContext& context);
 void MlaPrefill(const MlaPrefillParams& p, CudaContext& context);
+void MlaPrefillAndMatMul(const MlaPrefillParams& p, const MatMulParams& out, CudaContext& context);
 void Mlp(const MlpParams& p, CudaContext& context);
 void Route(const RouteParams& p, CudaContext& context);
 void Moe(const MoeParams& p, CudaContext& context);

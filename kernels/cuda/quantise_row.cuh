@@ -9,6 +9,7 @@ namespace hadal::cuda {
 // An item is 128 columns of a row, which share a scale; sixteen lanes round it, 16 bytes each.
 inline constexpr int kQuantiseColumns = 128;
 inline constexpr int kQuantiseLanes = kQuantiseColumns / 8;
+inline constexpr float kQuantiseLeast = 1e-4f;  // of a block's largest
 
 inline int64_t QuantiseBlocks(const QuantiseParams& p) {
   return (p.columns + kQuantiseColumns - 1) / kQuantiseColumns;
@@ -24,10 +25,16 @@ __device__ __forceinline__ void WidenEight(const uint4& bits, float (&v)[8]) {
   }
 }
 
+// Two values times `inverse`.
+__device__ __forceinline__ __nv_fp8x2_storage_t RoundPair(float2 v, float inverse) {
+  return __nv_cvt_float2_to_fp8x2(make_float2(v.x * inverse, v.y * inverse), __NV_SATFINITE,
+                                  __NV_E4M3);
+}
+
 // Codes and scale of an item from a lane's eight columns. REQUIRES: all lanes of the warp.
 __device__ __forceinline__ void StoreQuantised(const QuantiseParams& p, const float (&v)[8],
                                                int64_t r, int64_t b, bool there) {
-  float amax = 1e-4f;
+  float amax = kQuantiseLeast;
 #pragma unroll
   for (int i = 0; i < 8; ++i) amax = fmaxf(amax, fabsf(v[i]));
 #pragma unroll
@@ -40,8 +47,7 @@ __device__ __forceinline__ void StoreQuantised(const QuantiseParams& p, const fl
   auto* pairs = reinterpret_cast<__nv_fp8x2_storage_t*>(&codes);
 #pragma unroll
   for (int i = 0; i < 4; ++i) {
-    pairs[i] = __nv_cvt_float2_to_fp8x2(make_float2(v[2 * i] * inverse, v[2 * i + 1] * inverse),
-                                        __NV_SATFINITE, __NV_E4M3);
+    pairs[i] = RoundPair(make_float2(v[2 * i], v[2 * i + 1]), inverse);
   }
   const int lane = threadIdx.x % kQuantiseLanes;
   const int64_t col = b * kQuantiseColumns + lane * 8;

@@ -85,6 +85,9 @@ class TimedBackend : public Backend {
   void MlaPrefill(const MlaPrefillParams& p) override {
     Time("mla prefill", &Backend::MlaPrefill, p);
   }
+  void MlaPrefillAndMatMul(const MlaPrefillParams& p, const MatMulParams& out) override {
+    Time("mla prefill, matmul" + Shape(out.w), &Backend::MlaPrefillAndMatMul, p, out);
+  }
   void Mlp(const MlpParams& p) override { Time("mlp" + Shape(p.w13), &Backend::Mlp, p); }
   void Route(const RouteParams& p) override { Time("route", &Backend::Route, p); }
   void Moe(const MoeParams& p) override { Time("moe", &Backend::Moe, p); }

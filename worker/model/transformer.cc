@@ -125,16 +125,17 @@ void Transformer::Attention(size_t layer) {
   void* const cache = cache_->as<uint8_t>() + layer * layer_cache_bytes_;
   const Queries q = Project(w, AddAndNorm(*weights_.layers[layer].attn_norm));
   const MlaInputParams input = CacheInput(w, q, cache);
-  if (inputs_.decode_tokens() > 0) {
-    AttendDecode(w, q, input);
-  } else {
+  const MatMulParams output{.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
+                            .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim,
+                            .m = tokens_};
+  if (inputs_.decode_tokens() == 0) {
     backend_->MlaInput(input);
+    backend_->MlaPrefillAndMatMul(PrefillOf(layer, q, cache), output);
+  } else {
+    AttendDecode(w, q, input);
+    if (inputs_.prefill().num_rows > 0) backend_->MlaPrefill(PrefillOf(layer, q, cache));
+    backend_->MatMul(output);
   }
-  if (inputs_.prefill().num_rows > 0) {
-    AttendPrefill(w, q, cache, expanded_.Layer(static_cast<int64_t>(layer)));
-  }
-  backend_->MatMul({.x = space_.attn_out->data, .x_stride = heads_ * config_.v_head_dim,
-                    .w = w.o.get(), .y = space_.delta->data, .y_stride = config_.dim, .m = tokens_});
   SumOverGroup(space_.delta->data, backend_->activation_dtype());
   has_delta_ = true;
 }
@@ -180,23 +181,23 @@ MlaInputParams Transformer::CacheInput(const AttentionWeights& w, const Queries&
 }
 
 // Prompt tokens, in the up-projected form.
-void Transformer::AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
-                                const ExpandedKeys& expanded) {
-  backend_->MlaPrefill({.q = q.data,
-                        .q_stride = q.stride,
-                        .out = space_.attn_out->data,
-                        .rows = inputs_.prefill(),
-                        .cache = cache,
-                        .cache_dtype = cache_dtype_,
-                        .w_uk = w.uk.get(),
-                        .w_uv = w.uv.get(),
-                        .heads = heads_,
-                        .latent_rank = static_cast<int>(config_.kv_lora_rank),
-                        .nope_dim = static_cast<int>(config_.qk_nope_head_dim),
-                        .rope_dim = static_cast<int>(config_.qk_rope_head_dim),
-                        .v_dim = static_cast<int>(config_.v_head_dim),
-                        .scale = softmax_scale_,
-                        .expanded = expanded});
+MlaPrefillParams Transformer::PrefillOf(size_t layer, const Queries& q, const void* cache) {
+  const AttentionWeights& w = weights_.layers[layer].attention;
+  return {.q = q.data,
+          .q_stride = q.stride,
+          .out = space_.attn_out->data,
+          .rows = inputs_.prefill(),
+          .cache = cache,
+          .cache_dtype = cache_dtype_,
+          .w_uk = w.uk.get(),
+          .w_uv = w.uv.get(),
+          .heads = heads_,
+          .latent_rank = static_cast<int>(config_.kv_lora_rank),
+          .nope_dim = static_cast<int>(config_.qk_nope_head_dim),
+          .rope_dim = static_cast<int>(config_.qk_rope_head_dim),
+          .v_dim = static_cast<int>(config_.v_head_dim),
+          .scale = softmax_scale_,
+          .expanded = expanded_.Layer(static_cast<int64_t>(layer))};
 }
 
 // Latent rows of all tokens to the cache, then generated tokens in the absorbed form.

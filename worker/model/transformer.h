@@ -42,8 +42,7 @@ class Transformer final : public Model {
   Queries Project(const AttentionWeights& w, const RmsNormParams& norm);
   MlaInputParams CacheInput(const AttentionWeights& w, const Queries& q, void* cache);
   void AttendDecode(const AttentionWeights& w, const Queries& q, const MlaInputParams& input);
-  void AttendPrefill(const AttentionWeights& w, const Queries& q, const void* cache,
-                     const ExpandedKeys& expanded);
+  MlaPrefillParams PrefillOf(size_t layer, const Queries& q, const void* cache);
   void FeedForward(const LayerWeights& layer);
   void Moe(const MoeWeights& w);
   void MoeOverWorld(const MoeWeights& w);

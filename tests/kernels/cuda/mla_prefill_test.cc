@@ -180,5 +180,64 @@ TEST_CASE("MlaPrefill, flash kernels: 128 + 64, v 128, chunks and pieces") {
   }
 }
 
+// Attention and the product behind it, as one op or as two, into poisoned memory.
+std::vector<float> Multiplied(const Prefill& prefill, const PackedWeight& w, bool as_one,
+                              DeviceFixture& test) {
+  const int tokens = prefill.sequences.tokens;
+  const int64_t width = int64_t{prefill.c.heads} * prefill.c.v;
+  const Output between(tokens * width, prefill.c.act), y(tokens * w.n, prefill.c.act);
+  const MlaPrefillParams p = prefill.Params(between.data());
+  const MatMulParams product{
+      .x = between.data(), .x_stride = width, .w = &w, .y = y.data(), .y_stride = w.n, .m = tokens};
+  if (as_one) {
+    cuda::MlaPrefillAndMatMul(p, product, test.context);
+  } else {
+    cuda::MlaPrefill(p, test.context);
+    cuda::MatMul(product, test.context);
+  }
+  CHECK((test.Finished() && between.device.GuardIntact() && y.device.GuardIntact()));
+  return y.Read();
+}
+
+TEST_CASE("MlaPrefillAndMatMul has the bits of attention and the product behind it") {
+  if (!HaveCudaDevice()) return;
+  Rng rng(RandomSeed());
+  const std::vector<std::pair<int, int>> rows = {{0, 65}, {128, 127}, {9, 0}, {63, 130}, {300, 3}};
+  const std::vector<PrefillCase> cases = {
+      {"2 heads, 200 queries", MlaPath::kAuto, kB, kB, kB, 2, 512, 128, 64, 128, {{0, 200}}},
+      {"16 heads, chunk", MlaPath::kAuto, kB, kB, kB, 16, 512, 128, 64, 128, {{777, 150}}},
+      {"5 heads, many rows", MlaPath::kAuto, kB, kB, kB, 5, 512, 128, 64, 128, rows},
+      {"2 heads, few", MlaPath::kAuto, kB, kB, kB, 2, 512, 128, 64, 128, {{0, 7}, {3, 2}}},
+      {"general", MlaPath::kAuto, kB, kB, kB, 3, 144, 24, 8, 128, {{0, 120}}},
+  };
+  for (const PrefillCase& c : cases) {
+    std::vector<AttentionRow> all;
+    int32_t token = 0;
+    for (const auto& [start, count] : c.rows) {
+      all.push_back({token, count, start, 0});
+      token += count;
+    }
+    OpLimits limits;
+    limits.tokens = token;
+    limits.dim = 640;
+    limits.heads = c.heads;
+    limits.latent_rank = c.latent;
+    limits.nope_dim = c.nope;
+    limits.rope_dim = c.rope;
+    limits.v_dim = c.v;
+    limits.max_context = 4096;
+    DeviceFixture test(c.act, std::max(cuda::AttentionScratchBytes(limits, c.act),
+                                       cuda::MatMulScratchBytes(limits, c.act)));
+    const Prefill prefill(c, all, rng);
+    for (const DType type : {kB, k8}) {
+      const RandomWeight w({.n = 640, .k = int64_t{c.heads} * c.v, .dtype = type}, rng);
+      const auto packed = PackCudaWeight({{w.source()}}, test.context);
+      const auto one = Multiplied(prefill, *packed, true, test);
+      CHECK(Close(c.name, one, {one.begin(), one.end()}, 640, 0));  // finite
+      CHECK(one == Multiplied(prefill, *packed, false, test));
+    }
+  }
+}
+
 }  // namespace
 }  // namespace hadal::testing
