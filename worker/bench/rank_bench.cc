@@ -42,7 +42,7 @@ Status RankBench::PlanMemoryOf(const ModelOptions& model_options) {
                             "shorter --batch, --context and --prompt", memory_);
 }
 
-Status RankBench::Load() {
+Status RankBench::Open() {
   HADAL_ASSIGN_OR_RETURN(config_, LoadModelConfig(options_.model_dir));
   if (!options_.simulated_layout.empty()) {
     HADAL_ASSIGN_OR_RETURN(layout_, ParseSimulatedLayout(options_.simulated_layout,
@@ -57,6 +57,11 @@ Status RankBench::Load() {
     timed_ = timed.get();
     backend_ = std::move(timed);
   }
+  return OkStatus();
+}
+
+Status RankBench::Load() {
+  if (backend_ == nullptr) HADAL_RETURN_IF_ERROR(Open());
   const int decoded = options_.decode_steps * (options_.repeats + 1);
   blocks_per_sequence_ = std::max(Largest(options_.prompts), options_.context + decoded) / kBlockSize + 1;
   const ModelOptions model_options = Sizes();

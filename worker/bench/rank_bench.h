@@ -54,7 +54,10 @@ class RankBench {
  public:
   explicit RankBench(RankBenchOptions options) : options_(std::move(options)) {}
 
-  // FAILED_PRECONDITION with the numbers when the rank does not fit into memory.
+  // The config and the device, of which nothing is taken yet.
+  Status Open();
+  // Opens what is not open yet. FAILED_PRECONDITION with the numbers when the rank does not fit into
+  // memory.
   Status Load();
   std::vector<Measurement> Run();
 
