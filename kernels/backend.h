@@ -91,8 +91,8 @@ class Backend {
   virtual int64_t ScratchBytes(const OpLimits& limits) const = 0;
   virtual void Reserve(const OpLimits& limits) = 0;
 
-  // Bytes of one head's keys and values of kBlockSize positions in ExpandedKeys; 0: MlaPrefill keeps
-  // none.
+  // Bytes of the keys and values of kBlockSize positions in ExpandedKeys, of all heads; 0: MlaPrefill
+  // keeps none.
   virtual int64_t ExpandedTileBytes(const OpLimits& limits) const = 0;
 
   // Runs `ops`, or repeats what it did when it was last run under this key. REQUIRES: every

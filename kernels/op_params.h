@@ -127,7 +127,7 @@ struct MlaDecodeParams {
 // chunk of the sequence to the next.
 struct ExpandedKeys {
   int row = -1;                  // index in AttentionRows::rows; -1: nothing is kept
-  void* data = nullptr;          // [heads][tiles] of Backend::ExpandedTileBytes()
+  void* data = nullptr;          // [tiles] of Backend::ExpandedTileBytes()
   int tiles = 0;                 // room, for so many blocks of positions
   int filled = 0;                // tiles that are there; the op adds those after them that it needs
 };

@@ -27,17 +27,23 @@ HalfAttention::HalfAttention(const GemmKernels& gemm, const VectorKernels& vecto
   p_ = arena.Allocate<uint16_t>((max_rows() + spare) * kScoreTile);
 }
 
-void HalfAttention::RoundRow(const float* x, uint16_t* out) const {
-  gemm_.round(x, qk_dim_, out);
-  if (qk_dim_ % 2 != 0) out[qk_dim_] = 0;
+void HalfAttention::RoundRows(const float* x, int64_t first, const float* y, int64_t second,
+                              int64_t rows, uint16_t* out) const {
+  for (int64_t i = 0; i < rows; ++i, x += first, y += second, out += stride_) {
+    gemm_.round(x, first, out);
+    gemm_.round(y, second, out + first);
+    if (qk_dim_ % 2 != 0) out[qk_dim_] = 0;
+  }
 }
 
-void HalfAttention::SetQueries(const float* q, int64_t queries) {
-  for (int64_t i = 0; i < queries; ++i) RoundRow(q + i * qk_dim_, q_ + i * stride_);
+void HalfAttention::SetQueries(const float* q, int64_t first, const float* turned, int64_t second,
+                               int64_t queries) {
+  RoundRows(q, first, turned, second, queries, q_);
 }
 
-void HalfAttention::SetTile(const float* keys, const float* values) {
-  for (int j = 0; j < kScoreTile; ++j) RoundRow(keys + j * qk_dim_, rounded_ + j * stride_);
+void HalfAttention::SetTile(const float* keys, int64_t first, const float* rope, int64_t second,
+                            const float* values) {
+  RoundRows(keys, first, rope, second, kScoreTile, rounded_);
   vector_.transpose_keys(rounded_, stride_ / 2, steps_, kPanel, keys_);
 
   gemm_.round(values, kScoreTile * v_stride_, rounded_);

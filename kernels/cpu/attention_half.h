@@ -20,10 +20,12 @@ class HalfAttention {
   // At most so many rows in Score() and AddValues().
   int max_rows() const { return gemm_.bf16_shape.max_rows; }
 
-  // q: [queries, qk_dim]
-  void SetQueries(const float* q, int64_t queries);
-  // keys: [kScoreTile, qk_dim], values: [kScoreTile, v_stride]; absent ones are finite.
-  void SetTile(const float* keys, const float* values);
+  // Queries and keys come in two parts, `first` and `second` columns of them; both: qk_dim.
+  void SetQueries(const float* q, int64_t first, const float* turned, int64_t second,
+                  int64_t queries);
+  // keys, rope: [kScoreTile, ..], values: [kScoreTile, v_stride]; absent ones are finite.
+  void SetTile(const float* keys, int64_t first, const float* rope, int64_t second,
+               const float* values);
   // s: [rows, kScoreTile], of the queries `first` ...
   void Score(int64_t first, int rows, float* s) const;
   // o[r] = o[r] * alpha[r] + sum over the tile of p[r][j] values[j]; p: [rows, kScoreTile],
@@ -31,7 +33,8 @@ class HalfAttention {
   void AddValues(const float* p, const float* alpha, int rows, float* o) const;
 
  private:
-  void RoundRow(const float* x, uint16_t* out) const;
+  void RoundRows(const float* x, int64_t first, const float* y, int64_t second, int64_t rows,
+                 uint16_t* out) const;
   void Multiply(GemmBlock block, int64_t panels) const;
 
   const GemmKernels& gemm_;

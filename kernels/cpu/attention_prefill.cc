@@ -1,17 +1,18 @@
 #include <algorithm>
-#include <cstring>
 #include <limits>
 #include <optional>
 
+#include "common/rounding.h"
 #include "kernels/cpu/attention_cache.h"
 #include "kernels/cpu/attention_half.h"
 #include "kernels/cpu/ops.h"
 #include "kernels/cpu/packed_weight.h"
 
-// A thread takes one head of one row: it makes the keys and values of a tile once and lets all the
+// A thread takes some heads of one row: it makes the keys and values of a tile once and lets all the
 // row's queries see them before it goes on to the next tile, or takes those that an earlier chunk has
 // kept (ExpandedKeys). Tiles are cache blocks, so a query meets its keys in the same pieces and order
-// whatever chunk it came in. Scores and sums are made
+// whatever chunk it came in. The rotary part of keys is the same for all heads and is kept and made
+// once for them: few queries take as long as it takes to read what is kept. Scores and sums are made
 // in float, or on bf16 operands (HalfAttention) where the kernels ask for it and the weights are
 // not F32.
 
@@ -23,61 +24,74 @@ constexpr int kQueryBlocks = 4;       // blocks of VectorKernels::query_rows sco
 
 // Floats between rows of values, at most.
 int64_t ValueStride(int v_dim) { return (v_dim + kPanel - 1) / kPanel * kPanel; }
+// A head's part of a kept tile.
+int64_t HeadFloats(int nope_dim, int v_dim) { return kScoreTile * (nope_dim + ValueStride(v_dim)); }
 
 struct Unit {
   const AttentionRow* row = nullptr;
   bool keeps = false;    // MlaPrefillParams::expanded is of this row
-  int head = 0;
+  int first_head = 0;
+  int heads = 0;
   int begin = 0;  // queries of the row
   int end = 0;
+  int queries() const { return end - begin; }
 };
 
 class PrefillAttention {
  public:
   PrefillAttention(const MlaPrefillParams& p, CpuContext& context)
       : p_(p), context_(context), kernels_(VectorKernelsFor(context.isa)),
-        half_(context.gemm->bf16_attention && p.w_uk->dtype != DType::kF32),
-        qk_dim_(p.nope_dim + p.rope_dim),
+        half_(RunsOnHalf(p, context)),
         v_stride_(half_ ? ValueStride(p.v_dim) : PaddedFloats(p.v_dim, kernels_)),
         latent_dim_(p.latent_rank + p.rope_dim), latent_stride_(PaddedStride(latent_dim_)),
         cache_{p.cache, p.cache_dtype, latent_dim_, kernels_} {}
 
+  static bool RunsOnHalf(const MlaPrefillParams& p, const CpuContext& context) {
+    return context.gemm->bf16_attention && p.w_uk->dtype != DType::kF32;
+  }
+
+  // REQUIRES: one head where products are on bf16.
   void RunUnit(const Unit& unit, int thread) {
     ScratchArena& arena = context_.scratch[static_cast<size_t>(thread)];
     ScratchArena::Scope scope(arena);
-    Buffers b = Allocate(unit.end - unit.begin, arena);
+    Buffers b = Allocate(unit, arena);
     const int64_t first_pos = int64_t{unit.row->start_pos} + unit.begin;
     const int64_t end_pos = int64_t{unit.row->start_pos} + unit.end;
-    ReadQueries(unit, b.q);
-    if (half_) {
-      b.half.emplace(*context_.gemm, kernels_, qk_dim_, v_stride_, unit.end - unit.begin, arena);
-      b.half->SetQueries(b.q, unit.end - unit.begin);
-    }
     for (int64_t first = 0; first < end_pos; first += kScoreTile) {
       const int keys = static_cast<int>(std::min<int64_t>(kScoreTile, end_pos - first));
       PlaceTile(unit, static_cast<int>(first / kScoreTile), b);
-      if (!b.tile_filled) MakeTile(unit, first, keys, b, arena);
-      if (half_) b.half->SetTile(b.tile_keys, b.tile_values);
-      // Queries before the tile see nothing of it.
-      const auto begin = static_cast<int>(std::max<int64_t>(0, first - first_pos));
-      Attend(first_pos - first, begin, unit.end - unit.begin, keys, b);
+      if (!b.filled) ReadLatent(unit, first, keys, b);
+      for (int h = 0; h < unit.heads; ++h) {
+        HeadTile tile = TileOf(unit, h, b);
+        if (!b.filled) MakeTile(unit.first_head + h, keys, tile, b, arena);
+        if (half_) b.half->SetTile(tile.keys, p_.nope_dim, b.rope, p_.rope_dim, tile.values);
+        // Queries before the tile see nothing of it.
+        const auto begin = static_cast<int>(std::max<int64_t>(0, first - first_pos));
+        Attend(unit, h, first_pos - first, begin, keys, tile, b);
+      }
     }
-    WriteOutput(unit, b);
+    for (int h = 0; h < unit.heads; ++h) WriteOutput(unit, h, b);
   }
 
  private:
-  struct Buffers {
-    float* q;       // [queries][qk_dim]
-    float* o;       // [queries][v_stride], not divided by l
-    float* m;       // [queries] maximum of the scores
-    float* l;       // [queries] sum of exp
-    float* latent;  // [kScoreTile][latent_stride]
-    float* keys;    // [kScoreTile][qk_dim]
-    float* keys_t;  // the same, transposed by groups
+  // Keys without their rotary part: rows with half_, else transposed by groups.
+  struct HeadTile {
+    float* keys;
     float* values;  // [kScoreTile][v_stride]
-    float* tile_keys;    // of the present tile: keys with half_, else keys_t; here or kept
-    float* tile_values;
-    bool tile_filled;    // by an earlier chunk
+  };
+  struct Buffers {
+    float* nope;    // of queries, [heads][queries][nope_dim]
+    float* turned;  // [heads][queries][rope_dim]
+    float* o;       // [heads][queries][v_stride], not divided by l
+    float* m;       // [heads][queries] maximum of the scores
+    float* l;       // [heads][queries] sum of exp
+    float* latent;  // [kScoreTile][latent_stride]
+    float* rows;    // [kScoreTile][RowStride()], to be transposed
+    HeadTile tile;  // where it is not kept
+    float* made_rope;  // as HeadTile::keys
+    float* rope;       // of the present tile, here or kept
+    float* kept;       // the present tile's heads, null: it is not kept
+    bool filled;       // by an earlier chunk
     float* s;       // [block][kScoreTile]
     float* alpha;   // [block]
     std::optional<HalfAttention> half;
@@ -87,96 +101,128 @@ class PrefillAttention {
     return half_ ? context_.gemm->bf16_shape.max_rows : kernels_.query_rows * kQueryBlocks;
   }
 
-  Buffers Allocate(int64_t queries, ScratchArena& arena) const {
+  Buffers Allocate(const Unit& unit, ScratchArena& arena) const {
+    const int64_t rows = int64_t{unit.heads} * unit.queries();
+    const int64_t wide = RowStride(std::max(p_.nope_dim, p_.rope_dim));
     Buffers b{};
-    b.q = arena.Allocate<float>(queries * qk_dim_);
-    b.o = arena.Allocate<float>(queries * v_stride_);
-    b.m = arena.Allocate<float>(queries);
-    b.l = arena.Allocate<float>(queries);
+    b.nope = arena.Allocate<float>(rows * p_.nope_dim);
+    b.turned = arena.Allocate<float>(rows * p_.rope_dim);
+    b.o = arena.Allocate<float>(rows * v_stride_);
+    b.m = arena.Allocate<float>(rows);
+    b.l = arena.Allocate<float>(rows);
     b.latent = arena.Allocate<float>(kScoreTile * latent_stride_);
-    b.keys = arena.Allocate<float>(kScoreTile * qk_dim_);
-    b.keys_t = arena.Allocate<float>(kScoreTile * qk_dim_);
-    b.values = arena.Allocate<float>(kScoreTile * v_stride_);
+    b.rows = arena.Allocate<float>(kScoreTile * wide);
+    b.tile = {arena.Allocate<float>(kScoreTile * p_.nope_dim),
+              arena.Allocate<float>(kScoreTile * v_stride_)};
+    b.made_rope = arena.Allocate<float>(kScoreTile * p_.rope_dim);
     b.s = arena.Allocate<float>(int64_t{BlockRows()} * kScoreTile);
     b.alpha = arena.Allocate<float>(BlockRows());
-    std::fill_n(b.o, queries * v_stride_, 0.0f);
-    std::fill_n(b.m, queries, -std::numeric_limits<float>::infinity());
-    std::fill_n(b.l, queries, 0.0f);
+    std::fill_n(b.o, rows * v_stride_, 0.0f);
+    std::fill_n(b.m, rows, -std::numeric_limits<float>::infinity());
+    std::fill_n(b.l, rows, 0.0f);
+    for (int h = 0; h < unit.heads; ++h) ReadQueries(unit, h, b);
+    if (half_) {
+      b.half.emplace(*context_.gemm, kernels_, p_.nope_dim + p_.rope_dim, v_stride_,
+                     unit.queries(), arena);
+      b.half->SetQueries(b.nope, p_.nope_dim, b.turned, p_.rope_dim, unit.queries());
+    }
     return b;
   }
 
-  void ReadQueries(const Unit& unit, float* out) const {
-    const auto* q = static_cast<const float*>(p_.q) + unit.head * qk_dim_;
-    for (int i = unit.begin; i < unit.end; ++i, out += qk_dim_) {
-      const int64_t token = unit.row->first_token + i;
-      std::memcpy(out, q + token * p_.q_stride, static_cast<size_t>(qk_dim_) * sizeof(float));
+  void ReadQueries(const Unit& unit, int h, const Buffers& b) const {
+    const int64_t qk_dim = p_.nope_dim + p_.rope_dim;
+    const auto* q = static_cast<const float*>(p_.q) + (unit.first_head + h) * qk_dim;
+    for (int i = unit.begin; i < unit.end; ++i) {
+      const float* from = q + (unit.row->first_token + i) * p_.q_stride;
+      const int64_t at = int64_t{h} * unit.queries() + i - unit.begin;
+      std::copy_n(from, p_.nope_dim, b.nope + at * p_.nope_dim);
+      std::copy_n(from + p_.nope_dim, p_.rope_dim, b.turned + at * p_.rope_dim);
     }
   }
 
   // Where the keys and values of a tile are to be. Of several pieces of a row the last one, which
-  // sees all tiles, adds those that are missing.
+  // sees all tiles, adds those that are missing; their rotary part is of the unit of the first head.
   void PlaceTile(const Unit& unit, int index, Buffers& b) const {
     const ExpandedKeys& kept = p_.expanded;
-    b.tile_filled = unit.keeps && index < kept.filled;
+    b.filled = unit.keeps && index < kept.filled;
     const bool adds = unit.keeps && index < kept.tiles && unit.end == unit.row->num_tokens;
-    b.tile_keys = half_ ? b.keys : b.keys_t;
-    b.tile_values = b.values;
-    if (!b.tile_filled && !adds) return;
-    b.tile_keys = static_cast<float*>(kept.data) +
-                  (int64_t{unit.head} * kept.tiles + index) * ExpandedTileFloats(qk_dim_, p_.v_dim);
-    b.tile_values = b.tile_keys + kScoreTile * qk_dim_;
+    b.rope = b.made_rope;
+    b.kept = nullptr;
+    if (!b.filled && !adds) return;
+    float* tile = static_cast<float*>(kept.data) +
+                  index * ExpandedTileFloats(p_.heads, p_.nope_dim, p_.rope_dim, p_.v_dim);
+    if (b.filled || unit.first_head == 0) b.rope = tile;
+    b.kept = tile + kScoreTile * p_.rope_dim;
+  }
+  HeadTile TileOf(const Unit& unit, int h, const Buffers& b) const {
+    if (b.kept == nullptr) return b.tile;
+    float* keys = b.kept + (unit.first_head + h) * HeadFloats(p_.nope_dim, p_.v_dim);
+    return {keys, keys + kScoreTile * p_.nope_dim};
   }
 
-  // Keys and values of the positions first .. first + keys; rows behind them are zero.
-  void MakeTile(const Unit& unit, int64_t first, int keys, Buffers& b,
-                ScratchArena& arena) const {
-    float* const rows = half_ ? b.tile_keys : b.keys;
+  // The positions first .. first + keys, and the rotary part of their keys; rows behind them are zero.
+  void ReadLatent(const Unit& unit, int64_t first, int keys, const Buffers& b) const {
     cache_.ReadTile(p_.rows.block_tables + unit.row->first_block, first, keys, b.latent,
                     latent_stride_);
-    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uk)[unit.head], rows, qk_dim_,
-                 *context_.gemm, arena);
-    std::fill_n(b.tile_values, kScoreTile * v_stride_, 0.0f);
-    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uv)[unit.head], b.tile_values,
-                 v_stride_, *context_.gemm, arena);
+    float* const rows = half_ ? b.rope : b.rows;
     for (int j = 0; j < keys; ++j) {
-      std::memcpy(rows + j * qk_dim_ + p_.nope_dim,
-                  b.latent + j * latent_stride_ + p_.latent_rank,
-                  static_cast<size_t>(p_.rope_dim) * sizeof(float));
+      std::copy_n(b.latent + j * latent_stride_ + p_.latent_rank, p_.rope_dim,
+                  rows + j * RowStride(p_.rope_dim));
     }
-    std::fill(rows + keys * qk_dim_, rows + kScoreTile * qk_dim_, 0.0f);
-    if (!half_) {
-      kernels_.transpose_keys(rows, qk_dim_, qk_dim_, kernels_.key_group, b.tile_keys);
-    }
+    Finish(rows, keys, p_.rope_dim, b.rope);
   }
+  void MakeTile(int head, int keys, const HeadTile& tile, const Buffers& b,
+                ScratchArena& arena) const {
+    float* const rows = half_ ? tile.keys : b.rows;
+    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uk)[head], rows,
+                 RowStride(p_.nope_dim), *context_.gemm, arena);
+    Finish(rows, keys, p_.nope_dim, tile.keys);
+    std::fill_n(tile.values, kScoreTile * v_stride_, 0.0f);
+    MatMulSerial(b.latent, latent_stride_, keys, *CpuMatrices(p_.w_uv)[head], tile.values,
+                 v_stride_, *context_.gemm, arena);
+  }
+  // Zeros behind the last key, and the order that scores are made in.
+  void Finish(float* rows, int keys, int64_t dim, float* out) const {
+    const int64_t stride = RowStride(dim);
+    std::fill(rows + keys * stride, rows + kScoreTile * stride, 0.0f);
+    if (!half_) kernels_.transpose_keys(rows, stride, dim, kernels_.key_group, out);
+  }
+  // Between keys that are not transposed yet; with half_ they stay as they are.
+  int64_t RowStride(int64_t dim) const { return half_ ? dim : PaddedStride(dim); }
 
   // Query i of the unit sees the first `offset` + i + 1 keys of the tile.
-  void Attend(int64_t offset, int begin, int end, int keys, const Buffers& b) const {
+  void Attend(const Unit& unit, int h, int64_t offset, int begin, int keys, const HeadTile& tile,
+              const Buffers& b) const {
     const int groups = (keys + kernels_.key_group - 1) / kernels_.key_group;
-    for (int i = begin; i < end; i += BlockRows()) {
-      const int rows = std::min(BlockRows(), end - i);
-      float* o = b.o + i * v_stride_;
+    for (int i = begin; i < unit.queries(); i += BlockRows()) {
+      const int rows = std::min(BlockRows(), unit.queries() - i);
+      const int64_t at = int64_t{h} * unit.queries() + i;
+      float* o = b.o + at * v_stride_;
       if (half_) {
         b.half->Score(i, rows, b.s);
       } else {
-        kernels_.score_tile(b.q + i * qk_dim_, rows, qk_dim_, b.tile_keys, groups, b.s);
+        kernels_.score_tile(b.nope + at * p_.nope_dim, rows, p_.nope_dim, tile.keys, groups, false,
+                            b.s);
+        kernels_.score_tile(b.turned + at * p_.rope_dim, rows, p_.rope_dim, b.rope, groups, true,
+                            b.s);
       }
-      kernels_.softmax_tile(b.s, rows, offset + i + 1, 1, p_.scale, b.m + i, b.l + i, b.alpha);
+      kernels_.softmax_tile(b.s, rows, offset + i + 1, 1, p_.scale, b.m + at, b.l + at, b.alpha);
       if (half_) {
         b.half->AddValues(b.s, b.alpha, rows, o);
       } else {
-        kernels_.weighted_sum(b.s, b.alpha, rows, b.tile_values, v_stride_, keys, o,
-                              v_stride_, v_stride_);
+        kernels_.weighted_sum(b.s, b.alpha, rows, tile.values, v_stride_, keys, o, v_stride_,
+                              v_stride_);
       }
     }
   }
 
-  void WriteOutput(const Unit& unit, const Buffers& b) const {
+  void WriteOutput(const Unit& unit, int h, const Buffers& b) const {
     auto* out = static_cast<float*>(p_.out);
     for (int i = unit.begin; i < unit.end; ++i) {
       const int64_t token = unit.row->first_token + i;
-      const int64_t local = i - unit.begin;
-      kernels_.add_scaled(b.o + local * v_stride_, 1.0f / b.l[local], false, p_.v_dim,
-                          out + (token * p_.heads + unit.head) * p_.v_dim);
+      const int64_t at = int64_t{h} * unit.queries() + i - unit.begin;
+      kernels_.add_scaled(b.o + at * v_stride_, 1.0f / b.l[at], false, p_.v_dim,
+                          out + (token * p_.heads + unit.first_head + h) * p_.v_dim);
     }
   }
 
@@ -184,7 +230,6 @@ class PrefillAttention {
   CpuContext& context_;
   const VectorKernels& kernels_;
   const bool half_;  // products on bf16
-  const int64_t qk_dim_;
   const int64_t v_stride_;
   const int64_t latent_dim_;
   const int64_t latent_stride_;
@@ -197,27 +242,38 @@ int64_t PiecesPerRow(const MlaPrefillParams& p, const AttentionRow& row, int thr
   return threads == 1 ? 1 : std::clamp<int64_t>(row.num_tokens / kMinQueries, 1, wanted);
 }
 
+// Heads that share the rotary part of a tile, as many as leave a unit for each thread. Of many queries
+// one head's products take longer than reading.
+int HeadsPerUnit(const MlaPrefillParams& p, const AttentionRow& row, const CpuContext& context) {
+  if (row.num_tokens > kMinQueries || PrefillAttention::RunsOnHalf(p, context)) return 1;
+  const int64_t threads = context.pool->size(), all = int64_t{p.rows.num_rows} * p.heads;
+  return static_cast<int>(std::clamp<int64_t>(CeilDiv(all, threads), 1, p.heads));
+}
+
 }  // namespace
 
-int64_t ExpandedTileFloats(int64_t qk_dim, int v_dim) {
-  return kScoreTile * (qk_dim + ValueStride(v_dim));
+int64_t ExpandedTileFloats(int heads, int nope_dim, int rope_dim, int v_dim) {
+  return kScoreTile * int64_t{rope_dim} + heads * HeadFloats(nope_dim, v_dim);
 }
 
 void MlaPrefill(const MlaPrefillParams& p, CpuContext& context) {
   if (p.rows.num_rows == 0 || p.heads == 0) return;
   ScratchArena::Scope scope(context.shared);
+  const int threads = context.pool->size();
   int64_t count = 0;
   for (int r = 0; r < p.rows.num_rows; ++r) {
-    count += PiecesPerRow(p, p.rows.rows[r], context.pool->size()) * p.heads;
+    const AttentionRow& row = p.rows.rows[r];
+    count += PiecesPerRow(p, row, threads) * CeilDiv(p.heads, HeadsPerUnit(p, row, context));
   }
   auto* units = context.shared.Allocate<Unit>(count);
   Unit* next = units;
   for (int r = 0; r < p.rows.num_rows; ++r) {
     const AttentionRow& row = p.rows.rows[r];
-    const int64_t pieces = PiecesPerRow(p, row, context.pool->size());
-    for (int head = 0; head < p.heads; ++head) {
+    const int64_t pieces = PiecesPerRow(p, row, threads);
+    const int heads = HeadsPerUnit(p, row, context);
+    for (int head = 0; head < p.heads; head += heads) {
       for (int64_t i = 0; i < pieces; ++i) {
-        *next++ = {&row, r == p.expanded.row, head,
+        *next++ = {&row, r == p.expanded.row, head, std::min(heads, p.heads - head),
                    static_cast<int>(row.num_tokens * i / pieces),
                    static_cast<int>(row.num_tokens * (i + 1) / pieces)};
       }

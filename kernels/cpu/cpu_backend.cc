@@ -98,7 +98,8 @@ class CpuBackend : public Backend {
   }
   void Reserve(const OpLimits&) override {}
   int64_t ExpandedTileBytes(const OpLimits& l) const override {
-    return hadal::ExpandedTileFloats(l.nope_dim + l.rope_dim, l.v_dim) * int64_t{sizeof(float)};
+    return hadal::ExpandedTileFloats(l.heads, l.nope_dim, l.rope_dim, l.v_dim) *
+           int64_t{sizeof(float)};
   }
 
   void Replay(uint64_t, const std::function<void()>& ops) override { ops(); }

@@ -73,8 +73,8 @@ void BenchPrefill(int start, int tokens, bool kept, const Setup& setup) {
   const AttentionRow row{0, tokens, start, 0};
   // Pairs of a query and a key that it sees, and the keys that are made.
   const int filled = kept ? start / kBlockSize : 0;
-  const auto tile_floats = static_cast<size_t>(ExpandedTileFloats(kNope + kRope, kV));
-  std::vector<float> expanded(static_cast<size_t>(kHeads * filled) * tile_floats, 0.01f);
+  const int64_t tile_floats = ExpandedTileFloats(kHeads, kNope, kRope, kV);
+  std::vector<float> expanded(static_cast<size_t>(filled * tile_floats), 0.01f);
   const double keys = start + tokens, pairs = tokens * (start + (tokens + 1) / 2.0);
   const double made = keys - filled * kBlockSize;
   const double read = made * (kLatent + kRope) * 2 + static_cast<double>(expanded.size()) * 4;

@@ -82,8 +82,8 @@ void HeadMatMul(const HeadMatMulParams& p, CpuContext& context);
 void MlaInput(const MlaInputParams& p, CpuContext& context);
 void MlaDecode(const MlaDecodeParams& p, CpuContext& context);
 void MlaPrefill(const MlaPrefillParams& p, CpuContext& context);
-// Of one head and block of positions in ExpandedKeys; qk_dim: nope_dim + rope_dim.
-int64_t ExpandedTileFloats(int64_t qk_dim, int v_dim);
+// Of all heads and one block of positions in ExpandedKeys.
+int64_t ExpandedTileFloats(int heads, int nope_dim, int rope_dim, int v_dim);
 void Mlp(const MlpParams& p, CpuContext& context);
 void Route(const RouteParams& p, CpuContext& context);
 void Moe(const MoeParams& p, CpuContext& context);

@@ -25,10 +25,10 @@ struct VectorKernels {
   // Words of 32 bits, [kScoreTile][dim] with row stride `stride` to
   // [kScoreTile / group][dim][group]. `group` is a multiple of 4.
   void (*transpose_keys)(const void* keys, int64_t stride, int64_t dim, int group, void* out);
-  // s[r][j] = sum of q[r * dim + i] * key j [i], for the keys of the first `groups` groups;
+  // s[r][j] (+)= sum of q[r * dim + i] * key j [i], for the keys of the first `groups` groups;
   // keys: transposed in groups of key_group.
   void (*score_tile)(const float* q, int rows, int64_t dim, const float* keys, int groups,
-                     float* s);
+                     bool accumulate, float* s);
 
   // One step of the online softmax. Row r of s [rows][kScoreTile] has first_valid + r * valid_step
   // keys (none when <= 0): s becomes exp(s * scale - m) of the new maximum m, zero for the others;

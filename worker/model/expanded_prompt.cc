@@ -16,7 +16,7 @@ int Tiles(const ModelConfig& config, const ModelOptions& options) {
 
 int64_t ExpandedPrompt::Bytes(const ModelConfig& config, const Layout& layout,
                               const Backend& backend, const ModelOptions& options) {
-  return config.n_layers * (config.n_heads / layout.tensor_parallel) * Tiles(config, options) *
+  return config.n_layers * Tiles(config, options) *
          backend.ExpandedTileBytes(StepOpLimits(config, layout, options));
 }
 

@@ -32,7 +32,7 @@ class ExpandedPrompt {
 
   const int tiles_;             // kept of the prompt
   const int64_t layer_bytes_;
-  std::unique_ptr<DeviceBuffer> memory_;  // [layers][heads][tiles_]
+  std::unique_ptr<DeviceBuffer> memory_;  // [layers][tiles_]
   uint64_t sequence_ = 0;
   int filled_ = 0;              // tiles that steps before this one have filled
   int next_filled_ = 0;         // and this one too

@@ -84,7 +84,7 @@ class PrefillCase {
 
   int64_t q_width() const { return int64_t{shape_.heads} * (shape_.nope + shape_.rope); }
   int64_t tile_floats() const {
-    return ExpandedTileFloats(shape_.nope + shape_.rope, shape_.v);
+    return ExpandedTileFloats(shape_.heads, shape_.nope, shape_.rope, shape_.v);
   }
   int64_t out_width() const { return int64_t{shape_.heads} * shape_.v; }
 
@@ -215,14 +215,14 @@ TEST_CASE("chunks of a prompt have the bits of the whole, in any company, on any
 
 TEST_CASE("keys kept from chunk to chunk change no bit") {
   std::mt19937_64 rng(testing::RandomSeed());
-  constexpr int kTiles = 3, kHeads = 3;
+  constexpr int kTiles = 3, kHeads = 5;
   for (const DType dtype : {DType::kF32, DType::kBF16}) {
     const std::vector<int> lengths = {300, 90};
     const PrefillCase c({kHeads, 56, 24, 10, 35, dtype, DType::kBF16}, lengths, rng);
     for (const Path& path : Paths()) {
       CAPTURE(path.name, DTypeName(dtype));
       const std::vector<float> whole = c.Run({{0, 0, 300}}, 1, path);
-      std::vector<float> kept(static_cast<size_t>(kHeads * kTiles * c.tile_floats()),
+      std::vector<float> kept(static_cast<size_t>(kTiles * c.tile_floats()),
                               std::numeric_limits<float>::quiet_NaN());
       ExpandedKeys expanded{.data = kept.data(), .tiles = kTiles};
       for (int start = 0; start < 300;) {
