@@ -49,7 +49,7 @@ struct MachineCeilings {
   double read_gbs = 0;       // GB/s of reading memory
   double matmul_gflops = 0;  // of bf16 products, FP32 sums
 };
-// Takes a second or so, and 2 GiB of a device's memory for that long. `threads` of a CPU.
+// Takes a second or so, 2 GiB of a device's memory for that long and 64 MiB for good. `threads` of a CPU.
 MachineCeilings MeasureCeilings(const std::string& backend, int threads);
 
 // `host` with communicators for what lies in the backend's memory. Every rank of the world calls it.

@@ -104,8 +104,8 @@ void PrintJson(const std::vector<Measurement>& results, const Run& run, const Ra
   fmt::print("{}\n", out.dump());
 }
 
-// The machine before and behind the measurements: a card reads faster before it holds a model than
-// after it, by a tenth and more, and a step would seem to read more than all.
+// Of the probes before and behind the measurements: those behind alone found less than steps had read
+// (an H200 3,870 GB/s, a step of eight sequences 3,940).
 MachineCeilings Larger(const MachineCeilings& a, const MachineCeilings& b) {
   return {std::max(a.read_gbs, b.read_gbs), std::max(a.matmul_gflops, b.matmul_gflops)};
 }
