@@ -1,5 +1,6 @@
 #include <cmath>
 #include <cstring>
+#include <string>
 
 #include "kernels/cuda/ops.h"
 #include "kernels/cuda/packed_weight.h"
@@ -99,8 +100,9 @@ bool Holds(const NormCase& c, std::mt19937_64& rng) {
   const bool rounds = c.tokens == 256 && c.weight.dtype == DType::kF8E4M3 && IsHopper();
   if (c.tokens == 256) CHECK(one.rounded == rounds);
   if (!good) {
+    const std::string type(DTypeName(c.weight.dtype));
     std::printf("NormMatMul: %d tokens, [%ld, %ld] %s\n", c.tokens, c.weight.n, c.weight.k,
-                DTypeName(c.weight.dtype));
+                type.c_str());
   }
   return good;
 }
