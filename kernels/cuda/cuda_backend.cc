@@ -4,14 +4,18 @@
 
 #include <algorithm>
 
-#include "kernels/cuda/copy_queue.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/attention/ops.h"
 #include "kernels/cuda/cuda_device.h"
-#include "kernels/cuda/device_memory.h"
-#include "kernels/cuda/graph_cache.h"
-#include "kernels/cuda/ops.h"
-#include "kernels/cuda/packed_weight.h"
-#include "kernels/cuda/route.h"
+#include "kernels/cuda/device/copy_queue.h"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/device/device_memory.h"
+#include "kernels/cuda/device/graph_cache.h"
+#include "kernels/cuda/experts/ops.h"
+#include "kernels/cuda/products/ops.h"
+#include "kernels/cuda/routing/ops.h"
+#include "kernels/cuda/rows/ops.h"
+#include "kernels/cuda/sampling/ops.h"
+#include "kernels/cuda/weights/packed_weight.h"
 
 namespace hadal {
 namespace {

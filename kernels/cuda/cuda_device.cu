@@ -1,7 +1,7 @@
 #include "kernels/cuda/cuda_device.h"
 
 #include "kernels/cuda/cuda_backend.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/device/cuda_check.h"
 
 namespace hadal {
 namespace {
@@ -16,8 +16,8 @@ Status NoDevice(cudaError_t error) {
   cudaRuntimeGetVersion(&runtime);
   if (driver == 0) {
     return FailedPrecondition(
-        "no CUDA device: the NVIDIA driver is not loaded; start on a GPU node or "
-        "choose another device with --device");
+        "no CUDA device: the NVIDIA driver is not loaded; start on a GPU node, or compute "
+        "with the backend cpu");
   }
   if (error == cudaErrorInsufficientDriver) {
     return FailedPrecondition(

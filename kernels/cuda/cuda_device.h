@@ -3,7 +3,7 @@
 #include <string>
 
 #include "common/status.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/device/cuda_context.h"
 
 namespace hadal {
 

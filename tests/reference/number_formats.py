@@ -85,7 +85,7 @@ def quantise_fp8(x, block=128, power_of_two=False, stretches=(1.0,)):
 def round_activations_fp8(x, group=128, least=1e-4):
     """float32 `x` as FP8 products on a GPU read it: e4m3 * scale, one scale per row and `group`
     columns, which takes the largest element, or `least`, to 448. The same float32 steps as the
-    kernel (kernels/cuda/quantise.cu): codes from x * (448 / largest), scale largest / 448.
+    kernel (kernels/cuda/rows/quantise.cu): codes from x * (448 / largest), scale largest / 448.
     """
     x = np.ascontiguousarray(x, dtype=np.float32)
     columns = x.shape[-1]

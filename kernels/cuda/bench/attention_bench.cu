@@ -7,9 +7,9 @@
 #include <string>
 #include <vector>
 
+#include "kernels/cuda/attention/mla_prefill.cuh"
+#include "kernels/cuda/attention/ops.h"
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/mla_prefill.cuh"
-#include "kernels/cuda/ops.h"
 
 // Attention of the released dims: microseconds and the part of the card's ceiling, cold L2.
 

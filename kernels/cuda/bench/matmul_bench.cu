@@ -6,7 +6,8 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/products/matmul.h"
 
 // Times products of the released models' shapes against what the card's memory and tensor cores
 // allow. Weights rotate through more memory than the cache holds.

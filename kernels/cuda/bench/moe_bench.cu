@@ -6,9 +6,10 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/moe.h"
-#include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/experts/moe.h"
+#include "kernels/cuda/weights/packed_weight.h"
 
 // Times experts of the released models' shapes against what the card's memory and
 // tensor cores allow. Experts are chosen evenly at random; weights and choices rotate, so that the

@@ -4,9 +4,9 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/convert.cuh"
-#include "kernels/cuda/cublas_plan.h"
-#include "kernels/cuda/cuda_check.h"
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/products/cublas_plan.h"
 
 namespace hadal::bench {
 namespace {

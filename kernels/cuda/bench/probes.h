@@ -6,9 +6,9 @@
 #include <string>
 #include <vector>
 
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
-#include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/device/cuda_context.h"
+#include "kernels/cuda/weights/packed_weight.h"
 
 namespace hadal::bench {
 

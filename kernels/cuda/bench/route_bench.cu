@@ -2,9 +2,9 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/ops.h"
-#include "kernels/cuda/route.h"
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/routing/ops.h"
 
 // Times the routers of the released models against what the card's memory allows. Gates rotate;
 // those of the smaller model stay in the cache.

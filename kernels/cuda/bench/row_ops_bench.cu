@@ -4,7 +4,8 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/ops.h"
+#include "kernels/cuda/rows/ops.h"
+#include "kernels/cuda/sampling/ops.h"
 
 // Times the ops that move rows: embedding, norm, sampling, against the card's read rate. Operands
 // rotate through more memory than the cache holds.

@@ -11,8 +11,8 @@
 
 #include "common/check.h"
 #include "common/dtype.h"
-#include "kernels/cuda/cuda_check.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/device/cuda_check.h"
+#include "kernels/cuda/device/cuda_context.h"
 
 namespace hadal::testing {
 

@@ -6,7 +6,7 @@
 #include <random>
 #include <vector>
 
-#include "kernels/cuda/packed_weight.h"
+#include "kernels/cuda/weights/packed_weight.h"
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/kernels/cuda/device_fixture.h"
 

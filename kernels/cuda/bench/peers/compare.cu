@@ -2,7 +2,7 @@
 #include <cstdio>
 
 #include "kernels/cuda/bench/peers/compare.h"
-#include "kernels/cuda/moe_device.cuh"
+#include "kernels/cuda/device/convert.cuh"
 
 namespace hadal::bench {
 namespace {

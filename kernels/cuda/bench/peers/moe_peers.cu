@@ -7,9 +7,11 @@
 #include "fmt/format.h"
 #include "kernels/cuda/bench/peers/compare.h"
 #include "kernels/cuda/bench/peers/moe_peers.h"
-#include "kernels/cuda/moe_stream.h"
-#include "kernels/cuda/moe_tile.h"
-#include "kernels/cuda/quantise.cuh"
+#include "kernels/cuda/device/convert.cuh"
+#include "kernels/cuda/experts/moe_stream.h"
+#include "kernels/cuda/experts/moe_tile.h"
+#include "kernels/cuda/rows/quantise.cuh"
+#include "kernels/cuda/weights/weight_view.cuh"
 
 namespace hadal::bench {
 namespace {

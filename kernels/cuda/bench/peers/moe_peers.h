@@ -1,7 +1,7 @@
 #pragma once
 
 #include "common/dtype.h"
-#include "kernels/cuda/cuda_context.h"
+#include "kernels/cuda/device/cuda_context.h"
 
 namespace hadal::bench {
 

@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "kernels/cuda/bench/probes.h"
-#include "kernels/cuda/matmul.h"
+#include "kernels/cuda/products/matmul.h"
 #include "kernels/op_params.h"
 
 // Kernels of other libraries behind plain structs: their headers stay within one source file each.

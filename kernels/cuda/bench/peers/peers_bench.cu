@@ -5,9 +5,10 @@
 #include <random>
 
 #include "fmt/format.h"
+#include "kernels/cuda/attention/mla_paths.h"
 #include "kernels/cuda/bench/peers/compare.h"
 #include "kernels/cuda/bench/peers/moe_peers.h"
-#include "kernels/cuda/mla_paths.h"
+#include "kernels/cuda/device/convert.cuh"
 
 // Products and attention beside CUTLASS and FlashInfer: the same operands, cold cache, results
 // compared before anything is timed.
