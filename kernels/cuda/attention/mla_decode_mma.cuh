@@ -18,6 +18,7 @@ inline constexpr int kWarps = kThreads / 32;
 inline constexpr int kMaxStages = 3;
 inline constexpr int kPitch = kDim * 2 + 16;  // bytes; rows of a tile start in different banks
 inline constexpr int kStageBytes = kBlockSize * kPitch;
+inline constexpr int kQueryBytes = kRows * kPitch;
 inline constexpr int kWeightPitch = kBlockSize * 2 + 16;
 
 struct Shared {
@@ -89,7 +90,6 @@ struct Producer {
 
 // The item's queries, 16 bytes at a time: columns piece * 8 .. of row threadIdx.x / 16.
 inline constexpr int kQueryPieces = (kDim / 8 + 15) / 16;
-inline constexpr int kQueryBytes = kRows * kPitch;  // in shared memory
 __device__ __forceinline__ int QueryPiece(int i) { return i * 16 + threadIdx.x % 16; }
 __device__ __forceinline__ QueryRow QueryOfThread(const DecodeArgs& a, const DecodeItem& item) {
   return QueryRow(a, item, item.first + threadIdx.x / 16);
