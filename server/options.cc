@@ -8,7 +8,7 @@ namespace {
 constexpr const char* kDescription =
     "The front of a Hadal deployment: takes requests over gRPC, schedules them, and sends steps to the\n"
     "worker ranks that join it. It holds no weights; start the workers with\n\n"
-    "  mpirun -n 2 hadal-worker --model DIR --server 127.0.0.1:50052\n\n"
+    "  mpirun --bind-to none -n 2 hadal-worker --model DIR --server 127.0.0.1:50052\n\n"
     "Both addresses are loopback by default. There is no encryption and no authentication of clients:\n"
     "listen on other addresses only inside a network that you trust.";
 

@@ -13,7 +13,7 @@ int main(int argc, char** argv) {
       "read only its own bytes.\n\n"
       "  hadal-convert --hf-ckpt-path DeepSeek-V3 --save-path v3-mp16 --n-experts 256 \\\n"
       "                --model-parallel 16\n"
-      "  mpirun -n 16 hadal-worker --model v3-mp16 --server 127.0.0.1:50052");
+      "  mpirun --bind-to none -n 16 hadal-worker --model v3-mp16 --server 127.0.0.1:50052");
   hadal::ConvertOptions options;
   tool.app()
       .add_option("--hf-ckpt-path", options.source_dir, "Hugging Face directory, bf16 or FP8")

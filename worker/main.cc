@@ -1,5 +1,4 @@
 #include <mpi.h>
-#include <sched.h>
 #include <spdlog/sinks/stdout_color_sinks.h>
 #include <spdlog/spdlog.h>
 #include <unistd.h>
@@ -15,8 +14,10 @@
 #include "common/converted_checkpoint.h"
 #include "common/dummy_checkpoint.h"
 #include "common/model_config.h"
+#include "worker/agreement.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
+#include "worker/cores.h"
 #include "worker/model/expanded_prompt.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/model.h"
@@ -26,12 +27,6 @@
 
 namespace hadal {
 namespace {
-
-int UsableCores() {
-  cpu_set_t set;
-  CPU_ZERO(&set);
-  return sched_getaffinity(0, sizeof(set), &set) == 0 ? CPU_COUNT(&set) : 1;
-}
 
 std::string HostName() {
   char name[256] = {};
@@ -44,18 +39,6 @@ void SetUpLog(const WorkerOptions& options, const MpiPlace& place) {
   log->set_pattern(fmt::format("%Y-%m-%d %H:%M:%S.%e %^%l%$ [worker {}/{}] %v", place.rank, place.world));
   spdlog::set_default_logger(log);
   spdlog::set_level(spdlog::level::from_str(options.log_level));
-}
-
-// The same verdict on every rank: OK, or the error of the lowest rank that has one (others only learn
-// that there is one).
-Status Agree(const Status& own, HostCommunicator* world) {
-  const int32_t failed = own.ok() ? 0 : 1;
-  std::vector<int32_t> all(world->size());
-  world->AllGather(&failed, all.data(), sizeof(failed));
-  if (!own.ok()) return own;
-  const auto first = std::find(all.begin(), all.end(), 1);
-  if (first == all.end()) return OkStatus();
-  return FailedPrecondition("rank {} could not start", first - all.begin());
 }
 
 StatusOr<std::string> ReadSecret(const std::string& path) {
@@ -101,6 +84,7 @@ class Worker {
   }
 
   Status Run() {
+    DecideThreads();
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
     sharers_ = RanksOfThisMemory();
     HADAL_RETURN_IF_ERROR(Agree(PlanCache(), comm_.world.get()));
@@ -119,6 +103,17 @@ class Worker {
   }
 
  private:
+  void DecideThreads() {
+    const std::vector<cpu_set_t> masks = GatherOnHost(CoresOf(0));
+    const cpu_set_t& own = masks[place_.local_rank];
+    const cpu_set_t host = CoresOf(getppid());  // of mpirun, which binds ranks but not itself
+    if (options_.backend == "cpu" && BoundTooTightly(masks, place_.local_rank, host)) {
+      spdlog::warn("this rank may run on {} of {} cores only; mpirun --bind-to none leaves it all",
+                   CPU_COUNT(&own), CPU_COUNT(&host));
+    }
+    if (options_.threads == 0) options_.threads = ThreadsOfRank(masks, place_.local_rank);
+  }
+
   // Everything that can be refused before a weight is read.
   Status Prepare() {
     HADAL_ASSIGN_OR_RETURN(secret_, ReadSecret(options_.join_secret_file));
@@ -129,11 +124,9 @@ class Worker {
                                ? MakeDummyCheckpoint(config_, /*seed=*/0)
                                : OpenCheckpoint(options_.model_dir, config_, layout_));
     HADAL_ASSIGN_OR_RETURN(capacity_.fingerprint, ModelFingerprint(options_.model_dir));
-    const int threads = options_.threads > 0 ? options_.threads
-                                             : std::max(1, UsableCores() / place_.local_ranks);
     HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf(options_.activations, config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
-                                                  .threads = threads,
+                                                  .threads = options_.threads,
                                                   .local_rank = place_.local_rank,
                                                   .activations = activations}));
     if (options_.max_step_tokens == 0) options_.max_step_tokens = options_.backend == "cpu" ? 512 : 4096;

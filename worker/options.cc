@@ -10,7 +10,8 @@ namespace {
 
 constexpr const char* kDescription =
     "One rank of a Hadal worker group. Started by mpirun, all ranks with the same options:\n\n"
-    "  mpirun -n 2 hadal-worker --model DIR --server 127.0.0.1:50052\n\n"
+    "  mpirun --bind-to none -n 2 hadal-worker --model DIR --server 127.0.0.1:50052\n\n"
+    "Without --bind-to none OpenMPI keeps each of two ranks on one core.\n"
     "Each rank holds one shard of the model; rank 0 joins the server, which may be started before or\n"
     "after, and joins again when the server comes back.";
 
@@ -40,7 +41,8 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
                   "auto: the model's files; dummy: random weights, for benchmarks of a config alone")
       ->check(CLI::IsMember({"auto", "dummy"}))
       ->capture_default_str();
-  app->add_option("--threads", o->threads, "threads of this rank (default: cores / ranks on the host)")
+  app->add_option("--threads", o->threads, "threads of this rank (default: the cores that mpirun leaves it, "
+                  "divided by the ranks of the host that share them)")
       ->check(CLI::Range(1, 1024));
   auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,
                                  "KV cache blocks of 64 tokens (default: from the free memory)")

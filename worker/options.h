@@ -19,7 +19,7 @@ struct WorkerOptions {
   std::string log_level = "info";
   int tensor_parallel = 0;   // 0: all ranks / data_parallel
   int data_parallel = 1;
-  int threads = 0;           // 0: cores / ranks on this host
+  int threads = 0;           // 0: this rank's part of its cores
   int32_t kv_blocks = 0;
   int64_t kv_memory = 0;     // bytes
   int32_t max_slots = 128;

@@ -23,7 +23,7 @@ namespace {
 constexpr const char* kDescription =
     "Times the routed experts of one layer with a D group on every rank: tokens choose experts evenly,\n"
     "travel to the ranks that own them, and their outputs come back.\n\n"
-    "  mpirun -n 2 hadal-exchange-bench --model DIR --backend cuda\n\n"
+    "  mpirun --bind-to none -n 2 hadal-exchange-bench --model DIR --backend cuda\n\n"
     "DIR needs a config.json only. One JSON line for each number of tokens: us is the time of a layer's\n"
     "exchange and experts on the slowest rank, from call to end, without the shared expert, when every\n"
     "token goes to the ranks that it needs; fixed_us when all tokens go everywhere, and\n"

@@ -19,6 +19,15 @@ constexpr int64_t kMaxPiece = int64_t{1} << 30;
 constexpr int64_t kStepSleepUs = 200;
 constexpr int64_t kIdleSleepUs = 2000;
 
+// The ranks of this host, to be freed.
+MPI_Comm SplitByHost() {
+  int rank = 0;
+  MPI_Comm_rank(MPI_COMM_WORLD, &rank);
+  MPI_Comm host;
+  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, rank, MPI_INFO_NULL, &host);
+  return host;
+}
+
 class MpiCommunicator final : public OrderedCommunicator {
  public:
   MpiCommunicator(MPI_Comm comm, double timeout_s) : comm_(comm), timeout_s_(timeout_s) {
@@ -112,12 +121,20 @@ MpiPlace GetMpiPlace() {
   MpiPlace place;
   MPI_Comm_rank(MPI_COMM_WORLD, &place.rank);
   MPI_Comm_size(MPI_COMM_WORLD, &place.world);
-  MPI_Comm host;
-  MPI_Comm_split_type(MPI_COMM_WORLD, MPI_COMM_TYPE_SHARED, place.rank, MPI_INFO_NULL, &host);
+  MPI_Comm host = SplitByHost();
   MPI_Comm_rank(host, &place.local_rank);
-  MPI_Comm_size(host, &place.local_ranks);
   MPI_Comm_free(&host);
   return place;
+}
+
+std::vector<cpu_set_t> GatherOnHost(const cpu_set_t& own) {
+  MPI_Comm host = SplitByHost();
+  int ranks = 0;
+  MPI_Comm_size(host, &ranks);
+  std::vector<cpu_set_t> all(ranks);
+  MPI_Allgather(&own, sizeof(own), MPI_BYTE, all.data(), sizeof(own), MPI_BYTE, host);
+  MPI_Comm_free(&host);
+  return all;
 }
 
 StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options) {

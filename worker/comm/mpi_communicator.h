@@ -1,5 +1,9 @@
 #pragma once
 
+#include <sched.h>
+
+#include <vector>
+
 #include "common/status.h"
 #include "worker/comm/communicator.h"
 
@@ -15,13 +19,15 @@ struct MpiOptions {
 // tensor_parallel * data_parallel. REQUIRES: MPI_Init has run; destroy before MPI_Finalize.
 StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options);
 
-// World rank and size; this rank among those of its host, and their number.
+// World rank and size; this rank among those of its host.
 struct MpiPlace {
   int rank = 0;
   int world = 1;
   int local_rank = 0;
-  int local_ranks = 1;
 };
 MpiPlace GetMpiPlace();
+
+// `own` of every rank of this host, by local rank. All ranks of the world call it.
+std::vector<cpu_set_t> GatherOnHost(const cpu_set_t& own);
 
 }  // namespace hadal

@@ -20,7 +20,7 @@ namespace {
 
 constexpr const char* kDescription =
     "Times the collectives of one layer between GPUs, one rank per card:\n\n"
-    "  NCCL_NVLS_ENABLE=0 mpirun -n 2 hadal-comm-bench\n\n"
+    "  NCCL_NVLS_ENABLE=0 mpirun --bind-to none -n 2 hadal-comm-bench\n\n"
     "all_reduce sums [tokens, dim] over the ranks. dispatch sends every token to all ranks that own one\n"
     "of its experts, for even routing; dispatch_combine also brings as many rows back. Activations are\n"
     "bf16, dims and experts per token those of the 16B and the 671B model. \"hadal\" is the\n"
