@@ -79,18 +79,19 @@ Model::Progress Progress(std::function<std::string(int64_t, int64_t)> text) {
 class Worker {
  public:
   Worker(WorkerOptions options, const MpiPlace& place, CommGroup comm)
-      : options_(std::move(options)), place_(place), comm_(std::move(comm)) {
+      : options_(std::move(options)), place_(place), comm_(std::move(comm)),
+        start_(MakeMpiStartCommunicator()) {
     layout_ = {options_.tensor_parallel, options_.data_parallel, place.rank};
   }
 
   Status Run() {
     DecideThreads();
-    HADAL_RETURN_IF_ERROR(Agree(Prepare(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(Prepare(), start_.get()));
     sharers_ = RanksOfThisMemory();
-    HADAL_RETURN_IF_ERROR(Agree(PlanCache(), comm_.world.get()));
-    HADAL_RETURN_IF_ERROR(Agree(Connect(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(PlanCache(), start_.get()));
+    HADAL_RETURN_IF_ERROR(Agree(Connect(), start_.get()));
     HADAL_RETURN_IF_ERROR(AgreeOnKvBlocks());
-    HADAL_RETURN_IF_ERROR(Agree(LoadModel(), comm_.world.get()));
+    HADAL_RETURN_IF_ERROR(Agree(LoadModel(), start_.get()));
     StepRunner runner(model_.get(), backend_.get(), comm_, layout_, capacity_);
     try {
       if (options_.warm_up) WarmUp(&runner);
@@ -141,7 +142,7 @@ class Worker {
   int RanksOfThisMemory() {
     const uint64_t own = std::hash<std::string>()(HostName() + "/" + MemoryName(*backend_));
     std::vector<uint64_t> all(place_.world);
-    comm_.world->AllGather(&own, all.data(), sizeof(own));
+    start_->AllGather(&own, all.data(), sizeof(own));
     return static_cast<int>(std::count(all.begin(), all.end(), own));
   }
 
@@ -175,7 +176,7 @@ class Worker {
   // The rank with the least memory decides.
   Status AgreeOnKvBlocks() {
     std::vector<int32_t> all(place_.world);
-    comm_.world->AllGather(&capacity_.kv_blocks, all.data(), sizeof(int32_t));
+    start_->AllGather(&capacity_.kv_blocks, all.data(), sizeof(int32_t));
     capacity_.kv_blocks = *std::min_element(all.begin(), all.end());
     return OkStatus();
   }
@@ -241,6 +242,7 @@ class Worker {
   WorkerOptions options_;
   MpiPlace place_;
   CommGroup comm_;
+  std::shared_ptr<HostCommunicator> start_;  // until the first plan
   Layout layout_;
   int sharers_ = 1;  // ranks that allocate from the memory that this one does
   ModelConfig config_;

@@ -65,7 +65,8 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
                          "cuda: joins the server at once; each shape of a decode step is then recorded "
                          "when it first comes up, while its streams wait");
   app->add_option("--step-timeout", o->step_timeout_s,
-                  "seconds after which a silent rank ends the group")
+                  "seconds after which a rank that is silent within a step ends the group; starting takes "
+                  "as long as it takes")
       ->check(CLI::Range(0.1, 86400.0))
       ->capture_default_str();
   app->add_option("--join-secret-file", o->join_secret_file,

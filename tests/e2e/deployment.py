@@ -91,13 +91,17 @@ class Deployment:
                 return re.search(words + r" (\S+:[1-9]\d*)", log.read())
         return wait_for(find, "the server listens", alive=self.server).group(1)
 
-    def start_workers(self, wait=True):
+    def start_workers(self, wait=True, last_rank_flags=()):
+        """`last_rank_flags`: what the last rank is told besides; there are others then."""
         self.worker_log = os.path.join(self.logs.name, f"workers-{time.monotonic_ns()}.log")
+        rank = [binary("hadal-worker"), "--model", self.model, "--server", self.worker_address,
+                *self.worker_flags]
+        ranks = ["-n", str(self.ranks), *rank]
+        if last_rank_flags:
+            ranks = ["-n", str(self.ranks - 1), *rank, ":", "-n", "1", *rank, *last_rank_flags]
         with open(self.worker_log, "wb") as log:
             self.workers = subprocess.Popen(
-                ["mpirun", "--oversubscribe", "--bind-to", "none", "-n", str(self.ranks),
-                 binary("hadal-worker"), "--model", self.model, "--server", self.worker_address,
-                 *self.worker_flags],
+                ["mpirun", "--oversubscribe", "--bind-to", "none", *ranks],
                 stdout=log, stderr=log, env=ENV, start_new_session=True)
         if wait:
             self.wait_ready(True)

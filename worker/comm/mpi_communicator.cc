@@ -3,6 +3,8 @@
 #include <mpi.h>
 
 #include <algorithm>
+#include <cmath>
+#include <limits>
 
 #include "common/check.h"
 #include "worker/comm/ordered_communicator.h"
@@ -15,7 +17,7 @@ constexpr int kDataTag = 1;
 constexpr int kMessageTag = 2;
 // MPI counts are ints: longer parts travel in pieces.
 constexpr int64_t kMaxPiece = int64_t{1} << 30;
-// Sleeping costs at most this much latency: within a step, and while no plan comes.
+// Sleeping costs at most this much latency: within a step, and while no plan comes or a rank starts.
 constexpr int64_t kStepSleepUs = 200;
 constexpr int64_t kIdleSleepUs = 2000;
 
@@ -97,7 +99,7 @@ class MpiCommunicator final : public OrderedCommunicator {
 
   void Wait() {
     int done = 0;
-    for (PollBackoff backoff(kStepSleepUs);; backoff.Pause()) {
+    for (PollBackoff backoff(std::isinf(timeout_s_) ? kIdleSleepUs : kStepSleepUs);; backoff.Pause()) {
       MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done, MPI_STATUSES_IGNORE);
       if (done) return;
       if (backoff.TimeToCheck() && backoff.ElapsedSeconds() > timeout_s_) {
@@ -151,6 +153,12 @@ StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options) {
   MPI_Comm_split(MPI_COMM_WORLD, place.rank / options.tensor_parallel, place.rank, &tensor);
   return HostCommGroup(std::make_shared<MpiCommunicator>(world, options.timeout_s),
                        std::make_shared<MpiCommunicator>(tensor, options.timeout_s));
+}
+
+std::shared_ptr<HostCommunicator> MakeMpiStartCommunicator() {
+  MPI_Comm world;
+  MPI_Comm_dup(MPI_COMM_WORLD, &world);
+  return std::make_shared<MpiCommunicator>(world, std::numeric_limits<double>::infinity());
 }
 
 }  // namespace hadal

@@ -2,6 +2,7 @@
 
 #include <sched.h>
 
+#include <memory>
 #include <vector>
 
 #include "common/status.h"
@@ -18,6 +19,11 @@ struct MpiOptions {
 // The communicators of this process over MPI_COMM_WORLD. INVALID_ARGUMENT when the job's size is not
 // tensor_parallel * data_parallel. REQUIRES: MPI_Init has run; destroy before MPI_Finalize.
 StatusOr<CommGroup> MakeMpiCommGroup(const MpiOptions& options);
+
+// All ranks, for what they settle before the first plan: without a deadline, since one may read its
+// weights more slowly than others; mpirun ends the job when a rank dies. Every rank of the world calls
+// it. REQUIRES: as above.
+std::shared_ptr<HostCommunicator> MakeMpiStartCommunicator();
 
 // World rank and size; this rank among those of its host.
 struct MpiPlace {
