@@ -95,8 +95,8 @@ StatusOr<ModelConfig> LoadModelConfig(const std::string& model_dir);
 // Why a T x D layout cannot hold this model, with the list of those of the same world size that can.
 Status ValidateLayout(const ModelConfig& config, const Layout& layout);
 
-// The same for every file of one checkpoint and configuration, different for others: joins a worker
-// group to a server that serves the same model. Hex.
+// The same for every copy of one checkpoint and configuration, different for others: joins ranks to each
+// other and to a server that serves the same model. Of the weights it reads a sample. Hex.
 StatusOr<std::string> ModelFingerprint(const std::string& model_dir);
 
 }  // namespace hadal

@@ -78,15 +78,16 @@ Model::Progress Progress(std::function<std::string(int64_t, int64_t)> text) {
 // One rank from its model directory to the end of the group.
 class Worker {
  public:
-  Worker(WorkerOptions options, const MpiPlace& place, CommGroup comm)
-      : options_(std::move(options)), place_(place), comm_(std::move(comm)),
-        start_(MakeMpiStartCommunicator()) {
+  Worker(WorkerOptions options, const MpiPlace& place, CommGroup comm,
+         std::shared_ptr<HostCommunicator> start)
+      : options_(std::move(options)), place_(place), comm_(std::move(comm)), start_(std::move(start)) {
     layout_ = {options_.tensor_parallel, options_.data_parallel, place.rank};
   }
 
   Status Run() {
     DecideThreads();
     HADAL_RETURN_IF_ERROR(Agree(Prepare(), start_.get()));
+    HADAL_RETURN_IF_ERROR(AgreeOnFacts({{"model fingerprint", capacity_.fingerprint}}, start_.get()));
     sharers_ = RanksOfThisMemory();
     HADAL_RETURN_IF_ERROR(Agree(PlanCache(), start_.get()));
     HADAL_RETURN_IF_ERROR(Agree(Connect(), start_.get()));
@@ -130,7 +131,6 @@ class Worker {
                                                   .threads = options_.threads,
                                                   .local_rank = place_.local_rank,
                                                   .activations = activations}));
-    if (options_.max_step_tokens == 0) options_.max_step_tokens = options_.backend == "cpu" ? 512 : 4096;
     capacity_.tensor_parallel = layout_.tensor_parallel;
     capacity_.data_parallel = layout_.data_parallel;
     capacity_.max_slots = options_.max_slots;
@@ -260,18 +260,20 @@ int RunWorker(WorkerOptions options, const MpiPlace& place) {
   if (options.tensor_parallel == 0) {
     options.tensor_parallel = std::max(1, place.world / options.data_parallel);
   }
-  StatusOr<CommGroup> comm = MakeMpiCommGroup({.tensor_parallel = options.tensor_parallel,
-                                               .data_parallel = options.data_parallel,
-                                               .timeout_s = options.step_timeout_s});
-  if (!comm.ok()) {
-    if (place.rank == 0) spdlog::error("{}", comm.status().message());
-    return 1;
-  }
-  try {
-    const Status status = Worker(options, place, std::move(comm).value()).Run();
-    if (status.ok()) return 0;
+  const auto refuse = [](const Status& status) {
     spdlog::error("{}", status.message());
     return 1;
+  };
+  try {
+    const auto start = MakeMpiStartCommunicator();
+    Status status = AgreeOnFacts(SharedOptions(options), start.get());
+    if (!status.ok()) return place.rank == 0 ? refuse(status) : 1;
+    StatusOr<CommGroup> comm = MakeMpiCommGroup({.tensor_parallel = options.tensor_parallel,
+                                                 .data_parallel = options.data_parallel,
+                                                 .timeout_s = options.step_timeout_s});
+    if (!comm.ok()) return place.rank == 0 ? refuse(comm.status()) : 1;
+    status = Worker(options, place, std::move(comm).value(), start).Run();
+    return status.ok() ? 0 : refuse(status);
   } catch (const std::exception& e) {
     AbortJob(place, e);
   }

@@ -78,6 +78,17 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
 
 }  // namespace
 
+StartFacts SharedOptions(const WorkerOptions& options) {
+  return {{"--tensor-parallel", std::to_string(options.tensor_parallel)},
+          {"--data-parallel", std::to_string(options.data_parallel)},
+          {"--backend", options.backend},
+          {"--activations", options.activations},
+          {"--load-format", options.load_format},
+          {"--max-slots", std::to_string(options.max_slots)},
+          {"--max-step-tokens", std::to_string(options.max_step_tokens)},
+          {"--no-warmup", options.warm_up ? "unset" : "set"}};
+}
+
 ParsedOptions ParseWorkerOptions(int argc, char** argv) {
   ParsedOptions parsed;
   std::string kv_memory;
@@ -90,6 +101,8 @@ ParsedOptions ParseWorkerOptions(int argc, char** argv) {
       if (!bytes.ok()) throw CLI::ValidationError("--kv-memory", bytes.status().message());
       parsed.options.kv_memory = *bytes;
     }
+    int32_t& step_tokens = parsed.options.max_step_tokens;
+    if (step_tokens == 0) step_tokens = parsed.options.backend == "cpu" ? 512 : 4096;
   } catch (const CLI::ParseError& e) {
     parsed.exit = true;
     parsed.exit_code = e.get_exit_code();

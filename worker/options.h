@@ -4,6 +4,7 @@
 #include <string>
 
 #include "common/status.h"
+#include "worker/agreement.h"
 
 namespace hadal {
 
@@ -23,11 +24,14 @@ struct WorkerOptions {
   int32_t kv_blocks = 0;
   int64_t kv_memory = 0;     // bytes
   int32_t max_slots = 128;
-  int32_t max_step_tokens = 0;   // 0: as suits the backend
+  int32_t max_step_tokens = 0;   // parsed: as suits the backend, when not given
   int32_t expanded_tokens = -1;  // below 0: as memory allows
   bool warm_up = true;
   double step_timeout_s = 120;
 };
+
+// Those that all ranks must have alike. REQUIRES: tensor_parallel is set.
+StartFacts SharedOptions(const WorkerOptions& options);
 
 // Parses argv. On --help or an error `exit_code` is set and `text` holds what to print.
 struct ParsedOptions {

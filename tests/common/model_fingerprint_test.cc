@@ -51,6 +51,14 @@ TEST_CASE("the fingerprint tells models apart and ignores where they lie") {
   WriteModel(other);
   CHECK(*ModelFingerprint(other.path()) == base);
 
+  // Another training of the same model.
+  other.Write("a.safetensors", SafetensorsBytes({{"x", "F32", {2, 3}}, {"y", "F32", {1}, 'y'}}));
+  expect_new();
+  other.Write("a.safetensors", SafetensorsBytes({{"x", "F32", {2, 3}, 'x'}, {"y", "F32", {1}}}));
+  expect_new();
+  WriteModel(other);
+  CHECK(*ModelFingerprint(other.path()) == base);
+
   other.Write("b.safetensors", "broken");
   CHECK(ModelFingerprint(other.path()).status().code() == StatusCode::kDataLoss);
   std::filesystem::remove(other.path() + "/config.json");

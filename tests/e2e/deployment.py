@@ -27,9 +27,9 @@ def byte_tokens():
     return {b: chr(b) for b in plain} | {b: chr(256 + i) for i, b in enumerate(others)}
 
 
-def make_model(directory, with_tokenizer=True):
+def make_model(directory, with_tokenizer=True, seed=SEED):
     """A random model of 261 ids: the bytes, ChatML's control tokens, <|bos|> and <|eos|>."""
-    subprocess.run([binary("hadal-make-tiny-checkpoint"), directory, str(SEED)], check=True)
+    subprocess.run([binary("hadal-make-tiny-checkpoint"), directory, str(seed)], check=True)
     if not with_tokenizer:
         return directory
     control = ["<|im_start|>", "<|im_end|>", "<|pad|>", "<|bos|>", "<|eos|>"]
@@ -91,14 +91,16 @@ class Deployment:
                 return re.search(words + r" (\S+:[1-9]\d*)", log.read())
         return wait_for(find, "the server listens", alive=self.server).group(1)
 
-    def start_workers(self, wait=True, last_rank_flags=()):
-        """`last_rank_flags`: what the last rank is told besides; there are others then."""
+    def start_workers(self, wait=True, last_rank_flags=(), last_rank_model=None):
+        """The last rank of several may be told more than the others, or have another model."""
         self.worker_log = os.path.join(self.logs.name, f"workers-{time.monotonic_ns()}.log")
-        rank = [binary("hadal-worker"), "--model", self.model, "--server", self.worker_address,
-                *self.worker_flags]
-        ranks = ["-n", str(self.ranks), *rank]
-        if last_rank_flags:
-            ranks = ["-n", str(self.ranks - 1), *rank, ":", "-n", "1", *rank, *last_rank_flags]
+        def command(ranks, model):
+            return ["-n", str(ranks), binary("hadal-worker"), "--model", model, "--server",
+                    self.worker_address, *self.worker_flags]
+        ranks = command(self.ranks, self.model)
+        if last_rank_flags or last_rank_model:
+            last = command(1, last_rank_model or self.model)
+            ranks = [*command(self.ranks - 1, self.model), ":", *last, *last_rank_flags]
         with open(self.worker_log, "wb") as log:
             self.workers = subprocess.Popen(
                 ["mpirun", "--oversubscribe", "--bind-to", "none", *ranks],

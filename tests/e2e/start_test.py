@@ -5,7 +5,7 @@ import tempfile
 import time
 import unittest
 
-from deployment import Deployment, make_model
+from deployment import SEED, Deployment, make_model
 
 STEP_TIMEOUT_S = 0.5
 
@@ -30,6 +30,28 @@ class StartTest(unittest.TestCase):
             hadal.wait_ready(True)
             answer = hadal.generate("--prompt", "x", "--max-tokens", "3", "--ignore-eos")
             self.assertEqual(len(answer["token_ids"]), 3)
+
+    def refusal(self, *last_rank_flags, model=None):
+        """What workers say that end at once because the last of them has other flags."""
+        with Deployment(self.model) as hadal:
+            hadal.start_workers(wait=False, last_rank_flags=last_rank_flags, last_rank_model=model)
+            code = hadal.workers.wait(timeout=30)
+            hadal.workers = None
+            self.assertNotEqual(code, 0)
+            with open(hadal.worker_log, encoding="utf-8") as log:
+                return log.read()
+
+    def test_ranks_with_other_options_are_refused(self):
+        self.assertIn("rank 1 has --max-slots 7, rank 0 has 128", self.refusal("--max-slots", "7"))
+        said = self.refusal("--tensor-parallel", "1", "--data-parallel", "2")
+        self.assertIn("rank 1 has --tensor-parallel 1, rank 0 has 2", said)
+        self.assertIn("rank 1 has --data-parallel 2, rank 0 has 1", said)
+
+    def test_ranks_with_other_weights_are_refused(self):
+        with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
+            make_model(directory, seed=SEED + 1)
+            self.assertRegex(self.refusal(model=directory),
+                             r"rank 1 has model fingerprint \w+, rank 0 has \w+")
 
 
 if __name__ == "__main__":
