@@ -203,6 +203,15 @@ class TileRunner {
   int64_t expanded_stride_ = 0;    // bytes between panels
 };
 
+// A sum of nothing: a rank's slice of a narrow MLP can be empty.
+void ClearTile(const GemmJob& job, const GemmTile& tile) {
+  const int64_t column = tile.panel * kPanel;
+  const int64_t columns = std::min(tile.panels * kPanel, job.w->n - column);
+  for (int64_t row = tile.row; row < tile.row + tile.rows; ++row) {
+    std::fill_n(job.y + row * job.y_stride + column, columns, 0.0f);
+  }
+}
+
 }  // namespace
 
 bool HalfActivations(const CpuPackedWeight& w, const GemmKernels& kernels) {
@@ -224,6 +233,7 @@ int GroupPanels(const GemmShape& shape, int64_t rows) {
 
 void RunGemmTile(const GemmJob& job, const GemmKernels& kernels, const GemmTile& tile,
                  ScratchArena& scratch) {
+  if (job.w->k == 0) return ClearTile(job, tile);
   TileRunner(job, kernels, tile, scratch).Run();
 }
 

@@ -76,11 +76,62 @@ TEST_CASE("matmul equals float64 on every instruction set, dtype and odd shape")
   ThreadPool pool(2);
   for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
     for (const bool transposed : {false, true}) {
-      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{130, 67}, {16, 1}, {1, 300}, {33, 2},
-                                 {272, 128}, {67, 515}}) {
+      for (const auto& [n, k] : {std::pair<int64_t, int64_t>{130, 67},
+                                 {16, 1},
+                                 {1, 300},
+                                 {33, 2},
+                                 {272, 128},
+                                 {67, 515}}) {
         for (const int m : {1, 2, 5, 17, 130}) {
           CheckShape({.n = n, .k = k, .dtype = dtype, .transposed = transposed}, m, pool, rng);
         }
+      }
+    }
+  }
+}
+
+// As of the down projection of a rank whose slice of a narrow MLP is empty.
+TEST_CASE("matmul over no inputs is zeros") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    for (const int64_t n : {1, 16, 64, 130}) {
+      const RandomWeight weight({.n = n, .k = 0, .dtype = dtype, .col_offset = 1}, rng);
+      const auto packed = PackCpuWeight({{weight.source()}}, pool);
+      CHECK(packed->bytes == CpuPackedBytes(n, 0, dtype));
+      for (const CpuIsa isa : SupportedCpuIsas()) {
+        for (const int m : {1, 5, 130}) {
+          CAPTURE(DTypeName(dtype), n, CpuIsaName(isa), m);
+          CpuContext context(&pool, isa);
+          std::vector<float> y = RandomFloats((n + 3) * m, rng);
+          std::vector<float> expected = y;
+          for (int i = 0; i < m; ++i) std::fill_n(expected.begin() + i * (n + 3), n, 0.0f);
+          MatMul({.w = packed.get(), .y = y.data(), .y_stride = n + 3, .m = m}, context);
+          CHECK(y == expected);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("an MLP of no width adds nothing") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(2);
+  const int64_t dim = 64;
+  for (const DType dtype : {DType::kF32, DType::kBF16, DType::kF8E4M3}) {
+    const RandomWeight gate({.n = 0, .k = dim, .dtype = dtype}, rng);
+    const RandomWeight down({.n = dim, .k = 0, .dtype = dtype}, rng);
+    const auto w13 = PackCpuWeight({{gate.source(), gate.source()}}, pool);
+    const auto w2 = PackCpuWeight({{down.source()}}, pool);
+    for (const CpuIsa isa : SupportedCpuIsas()) {
+      for (const int tokens : {1, 5, 130}) {
+        CAPTURE(DTypeName(dtype), CpuIsaName(isa), tokens);
+        CpuContext context(&pool, isa);
+        const std::vector<float> x = RandomFloats(tokens * dim, rng);
+        std::vector<float> out = RandomFloats(tokens * dim, rng);
+        Mlp({.x = x.data(), .w13 = w13.get(), .w2 = w2.get(), .out = out.data(), .tokens = tokens},
+            context);
+        CHECK(std::all_of(out.begin(), out.end(), [](float v) { return v == 0; }));
       }
     }
   }
@@ -91,9 +142,13 @@ TEST_CASE("matmul follows FP8 scale blocks that a slice cuts anywhere") {
   ThreadPool pool(2);
   std::uniform_int_distribution<int64_t> offset(0, 300), size(1, 400);
   for (int i = 0; i < 30; ++i) {
-    const WeightShape shape{.n = size(rng), .k = size(rng), .dtype = DType::kF8E4M3,
-                            .transposed = i % 2 == 1, .row_offset = offset(rng),
-                            .col_offset = offset(rng), .scale_block = i % 3 == 0 ? 32 : 128};
+    const WeightShape shape{.n = size(rng),
+                            .k = size(rng),
+                            .dtype = DType::kF8E4M3,
+                            .transposed = i % 2 == 1,
+                            .row_offset = offset(rng),
+                            .col_offset = offset(rng),
+                            .scale_block = i % 3 == 0 ? 32 : 128};
     CheckShape(shape, 1 + i % 20, pool, rng);
   }
 }
@@ -124,8 +179,13 @@ TEST_CASE("every e4m3 code counts exactly") {
   std::vector<uint8_t> codes(256);
   for (int i = 0; i < 256; ++i) codes[static_cast<size_t>(i)] = static_cast<uint8_t>(i);
   const std::vector<float> scale(2, 1.0f);
-  WeightSource source{.data = codes.data(), .dtype = DType::kF8E4M3, .n = 256, .k = 1,
-                      .row_stride = 1, .scale = scale.data(), .scale_stride = 1};
+  WeightSource source{.data = codes.data(),
+                      .dtype = DType::kF8E4M3,
+                      .n = 256,
+                      .k = 1,
+                      .row_stride = 1,
+                      .scale = scale.data(),
+                      .scale_stride = 1};
   const auto packed = PackCpuWeight({{source}}, pool);
   const std::vector<float> one = {1.0f};
   for (const CpuIsa isa : SupportedCpuIsas()) {
@@ -157,8 +217,15 @@ TEST_CASE("head matmul multiplies every head by its own matrix") {
   for (const CpuIsa isa : SupportedCpuIsas()) {
     CpuContext context(&pool, isa);
     std::vector<float> y(static_cast<size_t>(m * y_stride));
-    HeadMatMul({.x = x.data(), .x_stride = x_stride, .x_head_stride = k + 2, .w = packed.get(),
-                .y = y.data(), .y_stride = y_stride, .y_head_stride = n, .m = m, .heads = heads},
+    HeadMatMul({.x = x.data(),
+                .x_stride = x_stride,
+                .x_head_stride = k + 2,
+                .w = packed.get(),
+                .y = y.data(),
+                .y_stride = y_stride,
+                .y_head_stride = n,
+                .m = m,
+                .heads = heads},
                context);
     for (int h = 0; h < heads; ++h) {
       std::vector<float> head_x, head_y;
