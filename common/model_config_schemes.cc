@@ -132,6 +132,16 @@ bool ReadHuggingFaceArchitecture(ConfigReader* reader, std::vector<std::string>*
   return problems->size() == before;
 }
 
+// Pairs of weights are multiplied together, under one scale.
+int64_t ReadScaleBlock(ConfigReader* reader, const char* key, std::optional<int64_t> absent) {
+  const int64_t side = reader->Int(key, 2, 4096, absent);
+  if (side % 2 != 0) {
+    reader->Problem(key, fmt::format("{} is odd; only even blocks are supported, hadal-fp8-cast-bf16 "
+                                     "casts the checkpoint to bfloat16", side));
+  }
+  return side;
+}
+
 void ReadQuantization(ConfigReader* reader, std::vector<std::string>* problems, ModelConfig* out) {
   const char* key = reader->Has("dtype") ? "dtype" : "torch_dtype";
   const bool quantized = reader->Has("quantization_config");
@@ -154,8 +164,8 @@ void ReadQuantization(ConfigReader* reader, std::vector<std::string>* problems, 
     return;
   }
   const json side = {{"weight_block_size", block->at(0)}};
-  out->scale_block =
-      ConfigReader(side, "quantization_config.", problems).Int("weight_block_size", 1, 4096);
+  ConfigReader side_reader(side, "quantization_config.", problems);
+  out->scale_block = ReadScaleBlock(&side_reader, "weight_block_size", std::nullopt);
 }
 
 // `rope` is rope_scaling or rope_parameters. The rotated vectors themselves are never scaled, so
@@ -233,7 +243,7 @@ void ParseReferenceScheme(ConfigReader* reader, const json& config, ModelConfig*
   out->dtype = reader->OneOf<DType>(
       "dtype", {{"bf16", DType::kBF16}, {"fp8", DType::kF8E4M3}, {"fp32", DType::kF32}},
       DType::kBF16);
-  out->scale_block = reader->Int("scale_block", 1, 4096, 128);
+  out->scale_block = ReadScaleBlock(reader, "scale_block", 128);
   if (reader->Has("scale_fmt")) {
     out->scale_fmt = reader->OneOf<std::string>("scale_fmt", kScaleFormats);
   }

@@ -35,7 +35,8 @@ std::vector<std::string> BackendNames() {
 
 StatusOr<std::unique_ptr<Backend>> MakeBackend(const BackendOptions& options) {
   if (options.name == "cpu") {
-    return MakeCpuBackend({.threads = options.threads, .isa = options.isa});
+    return MakeCpuBackend({.threads = options.threads, .isa = options.isa,
+                           .scale_block = options.scale_block});
   }
 #ifdef HADAL_HAVE_CUDA
   if (options.name == "cuda") return MakeCuda(options);

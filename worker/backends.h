@@ -20,6 +20,7 @@ struct BackendOptions {
   std::string name = "cpu";
   std::string isa;      // cpu: "" is the best of this machine
   int threads = 0;      // cpu: 0 is every core
+  int64_t scale_block = 128;  // cpu: ModelConfig::scale_block
   int local_rank = 0;   // cuda: ranks of one host take its visible devices in turn
   DType activations = DType::kBF16;  // cuda: see ActivationsOf(); the cpu keeps them in F32
 };

@@ -129,6 +129,7 @@ class Worker {
     HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf(options_.activations, config_));
     HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.backend, .isa = options_.isa,
                                                   .threads = options_.threads,
+                                                  .scale_block = config_.scale_block,
                                                   .local_rank = place_.local_rank,
                                                   .activations = activations}));
     capacity_.tensor_parallel = layout_.tensor_parallel;

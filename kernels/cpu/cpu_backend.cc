@@ -46,7 +46,8 @@ void Copy(void* to, const void* from, int64_t bytes) {
 
 class CpuBackend : public Backend {
  public:
-  CpuBackend(int threads, CpuIsa isa) : pool_(threads), context_(&pool_, isa) {}
+  CpuBackend(int threads, CpuIsa isa, int64_t scale_block)
+      : pool_(threads), context_(&pool_, isa), scale_block_(scale_block) {}
 
   std::string name() const override {
     return fmt::format("cpu {}, {} thread{}", CpuIsaName(context_.isa), pool_.size(),
@@ -82,7 +83,7 @@ class CpuBackend : public Backend {
     return PackCpuWeight(matrices, pool_);
   }
   int64_t PackedBytes(int64_t n, int64_t k, DType dtype, WeightUse) const override {
-    return CpuPackedBytes(n, k, dtype);
+    return CpuPackedBytes(n, k, dtype, scale_block_);
   }
 
   // Inputs rounded for a product, the hidden rows of MLPs and experts. The largest op decides, as
@@ -131,6 +132,7 @@ class CpuBackend : public Backend {
  private:
   ThreadPool pool_;
   CpuContext context_;
+  const int64_t scale_block_;
 };
 
 }  // namespace
@@ -139,7 +141,7 @@ StatusOr<std::unique_ptr<Backend>> MakeCpuBackend(const CpuBackendOptions& optio
   HADAL_ASSIGN_OR_RETURN(const CpuIsa isa, ParseCpuIsa(options.isa));
   if (options.threads < 0) return InvalidArgument("threads must not be negative");
   const int threads = options.threads > 0 ? options.threads : UsableCores();
-  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(threads, isa));
+  return std::unique_ptr<Backend>(std::make_unique<CpuBackend>(threads, isa, options.scale_block));
 }
 
 }  // namespace hadal

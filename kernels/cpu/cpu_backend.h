@@ -20,6 +20,7 @@ std::vector<CpuIsa> SupportedCpuIsas();
 struct CpuBackendOptions {
   int threads = 0;       // 0: one per core this process may use
   std::string isa;       // "": the best; otherwise a name of SupportedCpuIsas()
+  int64_t scale_block = 128;  // of the FP8 weights whose PackedBytes() are asked for
 };
 
 // INVALID_ARGUMENT when this machine lacks the instruction set.

@@ -164,9 +164,9 @@ std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<StackedSource>& ma
   return batch;
 }
 
-int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype) {
+int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype, int64_t scale_block) {
   CpuPackedWeight shape;
-  SetShape(&shape, n, k, dtype, 128, 0);
+  SetShape(&shape, n, k, dtype, scale_block, 0);
   return shape.bytes;
 }
 

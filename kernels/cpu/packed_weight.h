@@ -49,7 +49,7 @@ inline const std::vector<const CpuPackedWeight*>& CpuMatrices(const PackedWeight
 // Contract of Backend::Pack(). `scale_block` must be even.
 std::unique_ptr<PackedWeight> PackCpuWeight(const std::vector<StackedSource>& matrices,
                                             ThreadPool& pool);
-int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype);
+int64_t CpuPackedBytes(int64_t n, int64_t k, DType dtype, int64_t scale_block = 128);
 
 // True when any of n e4m3 codes is a NaN (0x7f or 0xff). Pack() accepts them; a checkpoint loader
 // should not.

@@ -176,6 +176,11 @@ TEST_CASE("weights' types") {
   config = HfConfig("v3");
   config["quantization_config"]["weight_block_size"] = {32, 32};
   CHECK(Parse(config)->scale_block == 32);
+  for (const int odd : {1, 127}) {
+    config["quantization_config"]["weight_block_size"] = {odd, odd};
+    CHECK(Mentions(Refusal(config), "quantization_config.weight_block_size: "));
+  }
+  CHECK(Mentions(Refusal({{"dim", 2048}, {"scale_block", 65}}), "scale_block: 65 is odd"));
   config["quantization_config"]["weight_block_size"] = {32, 64};
   CHECK(Mentions(Refusal(config), "quantization_config.weight_block_size"));
   config["quantization_config"] = {{"quant_method", "awq"}};

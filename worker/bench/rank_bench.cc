@@ -51,6 +51,7 @@ Status RankBench::Open() {
   HADAL_ASSIGN_OR_RETURN(const DType activations, ActivationsOf("auto", config_));
   HADAL_ASSIGN_OR_RETURN(backend_, MakeBackend({.name = options_.device, .isa = options_.isa,
                                                 .threads = options_.threads,
+                                                .scale_block = config_.scale_block,
                                                 .activations = activations}));
   if (options_.ops) {
     auto timed = std::make_unique<TimedBackend>(std::move(backend_));

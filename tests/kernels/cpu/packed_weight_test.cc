@@ -2,6 +2,7 @@
 
 #include <random>
 
+#include "kernels/cpu/cpu_backend.h"
 #include "tests/kernels/cpu/random_weight.h"
 #include "tests/support/catch.h"
 #include "tests/support/random_seed.h"
@@ -24,6 +25,21 @@ TEST_CASE("a packed weight occupies what was announced, whatever its offset") {
         CHECK(packed->k == k);
         CHECK(packed->dtype == dtype);
       }
+    }
+  }
+}
+
+TEST_CASE("a backend announces FP8 weights of the blocks that it was made for") {
+  std::mt19937_64 rng(testing::RandomSeed());
+  ThreadPool pool(1);
+  for (const int64_t block : {2, 6, 16, 128, 256, 4096}) {
+    const auto backend = std::move(*MakeCpuBackend({.threads = 1, .scale_block = block}));
+    for (const int64_t k : {1, 67, 300, 1001}) {
+      CAPTURE(block, k);
+      const RandomWeight weight(
+          {.n = 33, .k = k, .dtype = DType::kF8E4M3, .col_offset = 5, .scale_block = block}, rng);
+      const auto packed = PackCpuWeight({{weight.source()}}, pool);
+      CHECK(packed->bytes == backend->PackedBytes(33, k, DType::kF8E4M3, WeightUse::kStream));
     }
   }
 }

@@ -89,6 +89,7 @@ ModelGroup::ModelGroup(const std::string& model_dir, const ModelGroupOptions& op
     auto backend = MakeBackend({.name = cuda ? "cuda" : "cpu",
                                 .isa = cuda ? "" : options_.isa,
                                 .threads = options_.threads,
+                                .scale_block = config_.scale_block,
                                 .activations = *activations});
     ThrowIfError(backend.status());
     backends_[rank] = std::move(*backend);
