@@ -18,7 +18,6 @@
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
 #include "worker/cores.h"
-#include "worker/model/expanded_prompt.h"
 #include "worker/model/fixed_exchange.h"
 #include "worker/model/model.h"
 #include "worker/options.h"
@@ -149,24 +148,18 @@ class Worker {
 
   Status PlanCache() {
     const int64_t available = backend_->AvailableBytes(sharers_);
-    if (options_.expanded_tokens < 0) options_.expanded_tokens = ExpandedTokens(available / 8);
+    const KvRequest request{options_.kv_blocks, options_.kv_memory};
+    if (options_.expanded_tokens < 0) {
+      options_.expanded_tokens = DefaultExpandedTokens(config_, layout_, *backend_, ModelConfigOptions(1),
+                                                       request, available);
+    }
     const MemoryPlan plan = PlanMemory(config_, layout_, *backend_, ModelConfigOptions(1));
     recorded_bytes_ = plan.recorded;
     HADAL_ASSIGN_OR_RETURN(capacity_.kv_blocks,
-                           DecideKvBlocks(config_, plan, {options_.kv_blocks, options_.kv_memory},
-                                          available));
+                           DecideKvBlocks(config_, plan, request, available));
     spdlog::info("{}; layout {} x {}; memory: {}", backend_->name(), layout_.tensor_parallel,
                  layout_.data_parallel, DescribeMemoryPlan(plan, capacity_.kv_blocks, available));
     return OkStatus();
-  }
-
-  // Positions of a prompt whose expanded keys and values `bytes` hold, 4096 at most.
-  int32_t ExpandedTokens(int64_t bytes) const {
-    constexpr int32_t kMost = 4096;
-    ModelOptions options = ModelConfigOptions(1);
-    options.expanded_tokens = kMost;
-    const int64_t all = ExpandedPrompt::Bytes(config_, layout_, *backend_, options);
-    return all <= bytes ? kMost : static_cast<int32_t>(bytes / std::max<int64_t>(all / kMost, 1));
   }
 
   Status Connect() {

@@ -15,6 +15,27 @@ constexpr const char* kDescription =
     "Each rank holds one shard of the model; rank 0 joins the server, which may be started before or\n"
     "after, and joins again when the server comes back.";
 
+void AddMemoryFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
+  auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,
+                                 "KV cache blocks of 64 tokens (default: from the free memory)")
+                     ->check(CLI::Range(1, 1 << 30));
+  app->add_option("--kv-memory", *kv_memory, "KV cache size instead, as 8GiB or in bytes")
+      ->excludes(blocks);
+  app->add_option("--max-slots", o->max_slots, "sequences that run at once, per data-parallel group")
+      ->check(CLI::Range(1, 65536))
+      ->capture_default_str();
+  app->add_option("--max-step-tokens", o->max_step_tokens,
+                  "tokens of one step, per data-parallel group; more is faster for long prompts and "
+                  "needs more workspace (default: 512 on cpu, 4096 on cuda)")
+      ->check(CLI::Range(1, 65536));
+  app->add_option("--expanded-tokens", o->expanded_tokens,
+                  "cpu: positions of a prompt whose keys and values are kept expanded while its chunks "
+                  "run (one prompt at a time); 0 saves the memory, and chunks late in a long prompt "
+                  "take longer (default: 4096, fewer where they took an eighth of the memory, or what "
+                  "weights and KV blocks need)")
+      ->check(CLI::Range(0, 1 << 24));
+}
+
 void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
   app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
   app->add_option("--server", o->server, "hadal-server's --worker-listen address")
@@ -44,23 +65,7 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
   app->add_option("--threads", o->threads, "threads of this rank (default: the cores that mpirun leaves it, "
                   "divided by the ranks of the host that share them)")
       ->check(CLI::Range(1, 1024));
-  auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,
-                                 "KV cache blocks of 64 tokens (default: from the free memory)")
-                     ->check(CLI::Range(1, 1 << 30));
-  app->add_option("--kv-memory", *kv_memory, "KV cache size instead, as 8GiB or in bytes")
-      ->excludes(blocks);
-  app->add_option("--max-slots", o->max_slots, "sequences that run at once, per data-parallel group")
-      ->check(CLI::Range(1, 65536))
-      ->capture_default_str();
-  app->add_option("--max-step-tokens", o->max_step_tokens,
-                  "tokens of one step, per data-parallel group; more is faster for long prompts and "
-                  "needs more workspace (default: 512 on cpu, 4096 on cuda)")
-      ->check(CLI::Range(1, 65536));
-  app->add_option("--expanded-tokens", o->expanded_tokens,
-                  "cpu: positions of a prompt whose keys and values are kept expanded while its chunks "
-                  "run (one prompt at a time); 0 saves the memory, and chunks late in a long prompt "
-                  "take longer (default: 4096, fewer where they took an eighth of the memory)")
-      ->check(CLI::Range(0, 1 << 24));
+  AddMemoryFlags(o, kv_memory, app);
   app->add_flag_callback("--no-warmup", [o] { o->warm_up = false; },
                          "cuda: joins the server at once; each shape of a decode step is then recorded "
                          "when it first comes up, while its streams wait");

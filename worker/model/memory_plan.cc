@@ -38,6 +38,7 @@ MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Bac
   const int64_t act = DTypeSize(activation);
   Workspace unused;
   const int64_t exchange = ExchangeRows(config, layout, options);
+  const int64_t expanded = ExpandedPrompt::Bytes(config, layout, backend, options);
   return {.weights = PlanWeightBytes(config, layout, SharedWidth(config, layout, options), backend),
           .kv_per_block = config.n_layers * LayerCacheBytes(config, 1),
           .workspace = MakeWorkspace(config, layout, options, activation, nullptr, &unused) +
@@ -45,8 +46,8 @@ MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Bac
                        ExpertExchange::BufferBytes(config, activation, exchange) +
                        FixedExchange::Bytes(config, layout, activation, options) +
                        backend.ScratchBytes(StepOpLimits(config, layout, options)) +
-                       ExpandedPrompt::Bytes(config, layout, backend, options) +
-                       CommBytes(config, layout, options, act),
+                       CommBytes(config, layout, options, act) + expanded,
+          .expanded = expanded,
           .recorded = RecordedBytes(config, layout, options)};
 }
 

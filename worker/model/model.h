@@ -61,6 +61,7 @@ struct MemoryPlan {
   int64_t weights = 0;       // packed
   int64_t kv_per_block = 0;  // all layers
   int64_t workspace = 0;     // activations and scratch for max_step_tokens, ExpandedPrompt
+  int64_t expanded = 0;      // of the workspace: ExpandedPrompt
   int64_t recorded = 0;      // what a backend that replays may take for the steps that it records
 };
 MemoryPlan PlanMemory(const ModelConfig& config, const Layout& layout, const Backend& backend,

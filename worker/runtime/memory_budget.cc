@@ -6,25 +6,37 @@
 #include <charconv>
 #include <limits>
 
+#include "worker/model/expanded_prompt.h"
+
 namespace hadal {
 namespace {
 
 constexpr int64_t kMinDefaultTokens = 65536;
 constexpr int64_t kDefaultSequences = 8;
 
+constexpr int64_t kExpandedTokens = 4096;
+
+// The end of a sentence about what would help.
+std::string ExpandedAdvice(const MemoryPlan& plan) {
+  if (plan.expanded == 0) return "";
+  return fmt::format(", or --expanded-tokens, which takes {}", FormatBytes(plan.expanded));
+}
+
+// What may be allocated.
+int64_t Usable(int64_t available) { return available - available / 10; }
+
 }  // namespace
 
 StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& plan,
                                  const KvRequest& request, int64_t available) {
   const int64_t fixed = plan.weights + plan.recorded + plan.workspace;
-  const int64_t usable = available - available / 10;
-  const int64_t fitting = std::max<int64_t>((usable - fixed) / plan.kv_per_block, 0);
+  const int64_t fitting = std::max<int64_t>((Usable(available) - fixed) / plan.kv_per_block, 0);
   if (fitting == 0) {
     return FailedPrecondition(
         "This rank needs {} for weights and {} for its workspace, but only {} is available; use more "
-        "ranks or hosts, or a checkpoint in FP8.",
-        FormatBytes(plan.weights), FormatBytes(plan.workspace + plan.recorded),
-        FormatBytes(available));
+        "ranks or hosts, or a checkpoint in FP8{}.",
+        FormatBytes(plan.weights), FormatBytes(plan.workspace + plan.recorded), FormatBytes(available),
+        ExpandedAdvice(plan));
   }
   int64_t blocks = request.kv_blocks;
   if (blocks == 0 && request.kv_memory > 0) {
@@ -39,13 +51,27 @@ StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& pl
     return static_cast<int32_t>(std::min(fitting, tokens / kBlockSize));
   }
   if (blocks > fitting || blocks > std::numeric_limits<int32_t>::max()) {
-    return FailedPrecondition("{}: at most {} KV blocks fit; lower --kv-blocks or --kv-memory.",
+    return FailedPrecondition("{}: at most {} KV blocks fit; lower --kv-blocks or --kv-memory{}.",
                               DescribeMemoryPlan(plan, static_cast<int32_t>(std::min<int64_t>(
                                                            blocks, std::numeric_limits<int32_t>::max())),
                                                  available),
-                              fitting);
+                              fitting, ExpandedAdvice(plan));
   }
   return static_cast<int32_t>(blocks);
+}
+
+int32_t DefaultExpandedTokens(const ModelConfig& config, const Layout& layout, const Backend& backend,
+                              ModelOptions options, const KvRequest& request, int64_t available) {
+  options.expanded_tokens = 0;
+  const MemoryPlan plan = PlanMemory(config, layout, backend, options);
+  const int64_t asked =
+      request.kv_blocks > 0 ? request.kv_blocks * plan.kv_per_block : request.kv_memory;
+  const int64_t left = Usable(available) - plan.weights - plan.recorded - plan.workspace - asked;
+  const int64_t bytes = std::clamp<int64_t>(asked > 0 ? left : left / 2, 0, available / 8);
+  options.expanded_tokens = kBlockSize;  // the least that is kept
+  const int64_t tile = ExpandedPrompt::Bytes(config, layout, backend, options);
+  if (tile == 0) return 0;
+  return static_cast<int32_t>(std::min(bytes / tile * kBlockSize, kExpandedTokens));
 }
 
 std::string DescribeMemoryPlan(const MemoryPlan& plan, int32_t kv_blocks, int64_t available) {

@@ -20,6 +20,12 @@ struct KvRequest {
 StatusOr<int32_t> DecideKvBlocks(const ModelConfig& config, const MemoryPlan& plan,
                                  const KvRequest& request, int64_t available);
 
+// ModelOptions::expanded_tokens for a worker that was told none: 4096, or as many as fit into what
+// everything else leaves, KV blocks of the request included, and into an eighth of `available`. Where KV
+// blocks take what there is, they get at least half of it.
+int32_t DefaultExpandedTokens(const ModelConfig& config, const Layout& layout, const Backend& backend,
+                              ModelOptions options, const KvRequest& request, int64_t available);
+
 // "weights 588.1 MiB + KV 1024 blocks x 2.8 MiB = 2.8 GiB + workspace 40.0 MiB = 3.4 GiB of 11.2 GiB
 // available"; with "+ recorded steps 310.0 MiB" where there are any.
 std::string DescribeMemoryPlan(const MemoryPlan& plan, int32_t kv_blocks, int64_t available);
