@@ -93,14 +93,16 @@ std::map<std::string, std::vector<const Checkpoint::Entry*>> ByFile(const Checkp
 // By this file make_demo_model.py knows a directory as its own, which it may replace.
 constexpr std::string_view kDemoStamp = "hadal_checkpoint.json";
 
-// Everything but weights, what the tool writes itself, the stamp, and hidden files.
-StatusOr<std::vector<std::string>> OtherFiles(const std::string& dir) {
+// Everything but weights, what the tool writes itself, the stamp, hidden files, and the output where it
+// lies within.
+StatusOr<std::vector<std::string>> OtherFiles(const std::string& dir, const std::string& output) {
   std::vector<std::string> names;
   std::error_code error;
   fs::recursive_directory_iterator it(dir, error);
   for (const fs::recursive_directory_iterator end; !error && it != end; it.increment(error)) {
     const std::string file = it->path().filename();
-    if (file.starts_with(".")) {
+    std::error_code no_output;
+    if (file.starts_with(".") || fs::equivalent(it->path(), output, no_output)) {
       it.disable_recursion_pending();
       continue;
     }
@@ -125,7 +127,7 @@ Status Complete(OutputPlan* plan) {
   if (plan->shards.size() != 1 || plan->shards[0].name != "model.safetensors") {
     plan->texts[kIndexName] = IndexText(plan->shards);
   }
-  HADAL_ASSIGN_OR_RETURN(plan->copies, OtherFiles(plan->source_dir));
+  HADAL_ASSIGN_OR_RETURN(plan->copies, OtherFiles(plan->source_dir, plan->directory));
   return OkStatus();
 }
 

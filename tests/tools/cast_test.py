@@ -283,6 +283,17 @@ class CastTest(ToolCase):
             self.assertIn("is the source itself", error)
         self.assertEqual(contents(self.source), before)
 
+    def test_an_output_within_the_source_is_no_part_of_it(self):
+        write_model(self.source, "v2-lite", "fp8")
+        before = contents(self.source)
+        self.run_tool(TO_BF16)
+        within = self.source / "casts/bf16"
+        for flags in ((), (), ("--verify",)):
+            self.run_tool(TO_BF16, *flags, out=within)
+            self.assertEqual(contents(within), contents(self.out))
+        within.rename(self.root / "moved")
+        self.assertEqual(contents(self.source), before)
+
 
 if __name__ == "__main__":
     unittest.main()
