@@ -10,19 +10,14 @@
 #include <utility>
 
 namespace hadal {
-namespace {
 
-void SyncDirectoryOf(const std::string& path) {
-  std::string directory = std::filesystem::path(path).parent_path().string();
-  if (directory.empty()) directory = ".";
+void SyncDirectory(const std::string& directory, int (*sync)(int fd)) {
   const int fd = open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-  const bool synced = fd >= 0 && fsync(fd) == 0;
+  const bool synced = fd >= 0 && (sync(fd) == 0 || errno == EINVAL || errno == ENOTSUP);
   const int error = errno;
   if (fd >= 0) close(fd);
   if (!synced) throw std::system_error(error, std::generic_category(), directory);
 }
-
-}  // namespace
 
 AtomicFile::AtomicFile(std::string path)
     : path_(std::move(path)), temporary_(path_ + std::string(kSuffix)) {
@@ -57,7 +52,8 @@ void AtomicFile::Commit() {
   if (close(std::exchange(fd_, -1)) != 0) Fail();
   if (std::rename(temporary_.c_str(), path_.c_str()) != 0) Fail();
   committed_ = true;
-  SyncDirectoryOf(path_);
+  const std::string directory = std::filesystem::path(path_).parent_path().string();
+  SyncDirectory(directory.empty() ? "." : directory);
 }
 
 void WriteFileAtomically(const std::string& path, std::string_view content) {

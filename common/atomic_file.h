@@ -1,5 +1,7 @@
 #pragma once
 
+#include <unistd.h>
+
 #include <cstddef>
 #include <cstdint>
 #include <span>
@@ -35,6 +37,10 @@ class AtomicFile {
   int fd_ = -1;
   bool committed_ = false;
 };
+
+// Brings the names in a directory to the disk, where its file system can: EINVAL and ENOTSUP, which others
+// give, are no errors. The rest is thrown as above. `sync` is fsync, but in tests.
+void SyncDirectory(const std::string& directory, int (*sync)(int fd) = fsync);
 
 void WriteFileAtomically(const std::string& path, std::string_view content);
 

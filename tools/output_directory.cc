@@ -1,9 +1,6 @@
 #include "tools/output_directory.h"
 
-#include <fcntl.h>
-#include <sys/file.h>
 #include <sys/statvfs.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cerrno>
@@ -14,6 +11,7 @@
 
 #include "common/atomic_file.h"
 #include "common/file.h"
+#include "tools/directory_lock.h"
 #include "tools/progress.h"
 #include "tools/read_back.h"
 
@@ -35,24 +33,6 @@ bool IsRegularFile(const std::string& path) {
 [[noreturn]] void ThrowErrno(const std::string& path) {
   throw std::system_error(errno, std::generic_category(), path);
 }
-
-// Held while a run writes; the kernel gives it back when the process ends, however it ends.
-class DirectoryLock {
- public:
-  explicit DirectoryLock(const std::string& directory)
-      : fd_(open(directory.c_str(), O_RDONLY | O_DIRECTORY | O_CLOEXEC)) {
-    if (fd_ < 0) ThrowErrno(directory);
-    held_ = flock(fd_, LOCK_EX | LOCK_NB) == 0;
-  }
-  ~DirectoryLock() { close(fd_); }
-  DirectoryLock(const DirectoryLock&) = delete;
-  DirectoryLock& operator=(const DirectoryLock&) = delete;
-  bool held() const { return held_; }
-
- private:
-  int fd_;
-  bool held_ = false;
-};
 
 // One file of the plan as it stands in the directory.
 struct Target {
@@ -257,8 +237,12 @@ StatusOr<RunSummary> WriteOutput(const OutputPlan& plan, const RunOptions& optio
   HADAL_RETURN_IF_ERROR(CheckSpace(plan));
   fs::create_directories(plan.directory);
   const DirectoryLock lock(plan.directory);
-  if (!lock.held()) {
+  if (lock.state() == DirectoryLock::State::kTaken) {
     return Unavailable("another run is writing {}; wait for it", plan.directory);
+  }
+  if (lock.state() == DirectoryLock::State::kNotSupported) {
+    options.report(fmt::format("{}: this file system has no locks, so another run that writes here would "
+                               "not be noticed", plan.directory));
   }
   return Writer(plan, options).Write();
 }

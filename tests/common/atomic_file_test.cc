@@ -1,6 +1,7 @@
 #include "common/atomic_file.h"
 
 #include <algorithm>
+#include <cerrno>
 #include <filesystem>
 #include <numeric>
 #include <random>
@@ -74,6 +75,23 @@ TEST_CASE("what the machine refuses names the file") {
   std::filesystem::create_directory(dir.path() + "/taken");
   CHECK_THROWS_AS(WriteFileAtomically(dir.path() + "/taken", "x"), std::system_error);
   CHECK_FALSE(Exists(dir.path() + "/taken.partial"));
+}
+
+TEST_CASE("a file system that cannot sync a directory is no error, a disk that fails is one") {
+  const TempDir dir;
+  SyncDirectory(dir.path());
+  const auto fails = [](int error) {
+    static int given;
+    given = error;
+    return +[](int) {
+      errno = given;
+      return -1;
+    };
+  };
+  SyncDirectory(dir.path(), fails(EINVAL));
+  SyncDirectory(dir.path(), fails(ENOTSUP));
+  CHECK_THROWS_AS(SyncDirectory(dir.path(), fails(EIO)), std::system_error);
+  CHECK_THROWS_AS(SyncDirectory(dir.path() + "/none"), std::system_error);
 }
 
 }  // namespace
