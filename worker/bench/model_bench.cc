@@ -148,7 +148,8 @@ int main(int argc, char** argv) {
   app.add_option("--prompt-batch", options.prompt_batches, "prompts of one prefill step")
       ->check(CLI::Range(1, 256))
       ->capture_default_str();
-  app.add_option("--context", options.context, "tokens before decoding")->check(CLI::Range(1, 65536))->capture_default_str();
+  app.add_option("--context", options.context, "tokens before decoding; with --steps for each of the repeats, and one more, "
+                 "at most the model's context")->check(CLI::Range(1, 65536))->capture_default_str();
   app.add_option("--steps", options.decode_steps, "decode steps per repeat")->check(CLI::Range(1, 4096))->capture_default_str();
   app.add_option("--repeats", options.repeats, "the best of this many counts")->check(CLI::Range(1, 100))->capture_default_str();
   app.add_flag("--json", options.json, "one JSON object");

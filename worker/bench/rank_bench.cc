@@ -61,9 +61,24 @@ Status RankBench::Open() {
   return OkStatus();
 }
 
+// There are no rotations for positions beyond the model's last.
+Status RankBench::CheckPositions(int decoded) const {
+  const int64_t most = config_.max_seq_len;
+  const int prompt = Largest(options_.prompts);
+  if (prompt > most) {
+    return InvalidArgument("--prompt {}: the model has {} positions (max_position_embeddings)", prompt, most);
+  }
+  if (options_.context + decoded > most) {
+    return InvalidArgument("--context {}, --steps and --repeats decode up to position {}, but the model has "
+                           "{} (max_position_embeddings)", options_.context, options_.context + decoded, most);
+  }
+  return OkStatus();
+}
+
 Status RankBench::Load() {
   if (backend_ == nullptr) HADAL_RETURN_IF_ERROR(Open());
   const int decoded = options_.decode_steps * (options_.repeats + 1);
+  HADAL_RETURN_IF_ERROR(CheckPositions(decoded));
   blocks_per_sequence_ = std::max(Largest(options_.prompts), options_.context + decoded) / kBlockSize + 1;
   const ModelOptions model_options = Sizes();
   fixed_exchange_ = model_options.fixed_exchange;

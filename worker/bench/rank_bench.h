@@ -56,8 +56,8 @@ class RankBench {
 
   // The config and the device, of which nothing is taken yet.
   Status Open();
-  // Opens what is not open yet. FAILED_PRECONDITION with the numbers when the rank does not fit into
-  // memory.
+  // Opens what is not open yet. INVALID_ARGUMENT for more positions than the model has,
+  // FAILED_PRECONDITION with the numbers when the rank does not fit into memory.
   Status Load();
   std::vector<Measurement> Run();
 
@@ -70,6 +70,7 @@ class RankBench {
 
  private:
   ModelOptions Sizes() const;
+  Status CheckPositions(int decoded) const;
   Status PlanMemoryOf(const ModelOptions& model_options);
   void Append(int sequence, int start, int count, RowKind kind, Batch* batch);
   StepTime Step(const Batch& batch);

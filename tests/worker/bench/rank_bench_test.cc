@@ -199,10 +199,37 @@ TEST_CASE("the bench runs one rank of a layout, and counts its part") {
       CHECK(4 * part[i].cost.bytes > whole[i].cost.bytes);
     }
   }
-  RankBench refused({.model_dir = dir.path(), .dummy = true, .batches = {4096}, .context = 1 << 20});
-  const Status status = refused.Load();
+}
+
+TEST_CASE(
+    "the bench refuses what the memory does not hold, and positions that the model does not have") {
+  TempDir dir;
+  ModelConfig config = TinyConfig(DType::kF32);
+  config.max_seq_len = 1 << 20;
+  WriteTinyCheckpoint(dir.path(), config, RandomSeed());
+  const auto load = [&](int prompt, int context) {
+    return RankBench({.model_dir = dir.path(),
+                      .dummy = true,
+                      .threads = 1,
+                      .batches = {4096},
+                      .prompts = {prompt},
+                      .context = context,
+                      .decode_steps = 5,
+                      .repeats = 3})
+        .Load();
+  };
+  const Status status = load(10, 1 << 19);
   CHECK(status.code() == StatusCode::kFailedPrecondition);
   CHECK(status.message().find("--simulate-layout") != std::string::npos);
+  config.max_seq_len = 100;
+  WriteTinyCheckpoint(dir.path(), config, RandomSeed());
+  CHECK(load(100, 80).ok());
+  CHECK(load(101, 80).message() ==
+        "--prompt 101: the model has 100 positions (max_position_embeddings)");
+  const Status decoding = load(100, 81);
+  CHECK(decoding.code() == StatusCode::kInvalidArgument);
+  CHECK(decoding.message().find("--context 81") != std::string::npos);
+  CHECK(decoding.message().find("101, but the model has 100") != std::string::npos);
 }
 
 }  // namespace
