@@ -189,7 +189,8 @@ void StepRunner::StartResults(const StepPlan& plan, const GroupPlan& own) {
   bool any_logprob = false;
   for (const LogitUse& use : uses_) {
     const int32_t slot = own.rows[use.row].slot;
-    flight.top_counts.push_back(std::clamp(slots_.sampling(slot).logprobs, 0, kMaxTopLogprobs));
+    flight.top_counts.push_back(
+        std::clamp(slots_.sampling(slot).logprobs, 0, std::min(kMaxTopLogprobs, vocab_limit_)));
     if (use.draws()) flight.result.groups[0].samples.push_back({.slot = slot});
     any_logprob = any_logprob || !use.draws();
   }

@@ -6,6 +6,7 @@
 #include <algorithm>
 #include <cmath>
 #include <random>
+#include <set>
 #include <tuple>
 
 #include "tests/common/temp_model_dir.h"
@@ -123,6 +124,29 @@ TEST_CASE("greedy tokens and their log-probabilities are those of the model's lo
       for (const TokenLogprob& top : samples[i].top) {
         CHECK(top.logprob == Approx(LogProb(expected, top.token)).margin(1e-4));
       }
+    }
+  }
+}
+
+TEST_CASE("no more tokens are listed than may be drawn") {
+  for (const int tensor_parallel : {1, 2}) {
+    Fixture fixture(tensor_parallel);
+    const std::vector<int32_t> tokens = fixture.RandomTokens(9);
+    for (const int32_t limit : {1, 7, 19, 21}) {
+      CAPTURE(tensor_parallel, limit);
+      fixture.runners->Reset(limit);
+      const auto result = fixture.runners->Run(
+          Alone(PromptPlan(2, 5, tokens, {.logprobs = kMaxTopLogprobs}), fixture));
+      REQUIRE(result.ok());
+      const std::vector<TokenLogprob>& top = result->groups[0].samples[0].top;
+      CHECK(static_cast<int>(top.size()) == std::min(limit, kMaxTopLogprobs));
+      std::set<int32_t> listed;
+      for (const TokenLogprob& each : top) {
+        CHECK(each.token >= 0);
+        CHECK(each.token < limit);
+        listed.insert(each.token);
+      }
+      CHECK(listed.size() == top.size());
     }
   }
 }
