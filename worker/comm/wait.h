@@ -17,7 +17,7 @@ class PollBackoff {
   explicit PollBackoff(int64_t max_sleep_us) : max_sleep_us_(max_sleep_us) {}
 
   void Pause() {
-    ++polls_;
+    if (polls_ < kSpins + kYields) ++polls_;
     if (polls_ < kSpins) return;
     if (polls_ < kSpins + kYields) {
       sched_yield();
@@ -28,6 +28,8 @@ class PollBackoff {
     sleep_us_ = std::min(sleep_us_ * 2, max_sleep_us_);
   }
 
+  // Counted until sleeping begins.
+  int polls() const { return polls_; }
   double ElapsedSeconds() const {
     return std::chrono::duration<double>(std::chrono::steady_clock::now() - start_).count();
   }

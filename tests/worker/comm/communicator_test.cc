@@ -4,6 +4,7 @@
 #include "tests/support/random_seed.h"
 #include "tests/worker/comm/collective_cases.h"
 #include "worker/comm/thread_communicator.h"
+#include "worker/comm/wait.h"
 
 namespace hadal {
 namespace {
@@ -50,6 +51,19 @@ TEST_CASE("a silent peer is a timeout") {
   std::vector<CommGroup> groups = MakeThreadCommGroups(2, 1, 0.05);
   float x = 1;
   CHECK_THROWS_AS(groups[0].world->AllReduceSum(&x, 1, DType::kF32), CommError);
+}
+
+TEST_CASE("polls are counted until sleeping begins, however long a wait is") {
+  PollBackoff backoff(/*max_sleep_us=*/1);
+  std::vector<int> counts;
+  for (int i = 0; i < 4000; ++i) {
+    backoff.Pause();
+    counts.push_back(backoff.polls());
+  }
+  CHECK(counts[0] == 1);
+  CHECK(counts.back() < 3500);
+  CHECK(counts.back() == counts[3500]);
+  CHECK(backoff.TimeToCheck());
 }
 
 }  // namespace
