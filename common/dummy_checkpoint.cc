@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <array>
+#include <atomic>
 #include <cstring>
 #include <functional>
 #include <map>
@@ -11,6 +12,7 @@
 
 #include "common/random_weights.h"
 #include "common/tensor_inventory.h"
+#include "common/threads.h"
 
 namespace hadal {
 namespace {
@@ -35,18 +37,17 @@ template <typename T>
 void FillNormals(std::byte* data, int64_t count, uint64_t seed) {
   const int threads = static_cast<int>(std::max(1u, std::thread::hardware_concurrency()));
   T* const to = reinterpret_cast<T*>(data);
-  std::vector<std::thread> workers;
-  for (int t = 0; t < threads; ++t) {
-    workers.emplace_back([=] {
+  std::atomic<int> next{0};
+  RunOnThreads(threads, [&] {
+    for (int t; (t = next++) < threads;) {
       const Range own = SplitRange(count / 2, threads, t);
       for (int64_t i = own.begin; i < own.end; ++i) {
         const std::array<float, 2> pair = StandardNormals(seed, static_cast<uint64_t>(i));
         to[2 * i] = FromStandardNormal<T>(pair[0]);
         to[2 * i + 1] = FromStandardNormal<T>(pair[1]);
       }
-    });
-  }
-  for (std::thread& worker : workers) worker.join();
+    }
+  });
 }
 
 void FillNormals(std::byte* data, int64_t count, DType dtype, uint64_t seed) {

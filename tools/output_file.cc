@@ -4,9 +4,9 @@
 #include <atomic>
 #include <exception>
 #include <mutex>
-#include <thread>
 
 #include "common/safetensors_writer.h"
+#include "common/threads.h"
 
 namespace hadal {
 namespace {
@@ -51,10 +51,7 @@ class FileRun {
 
   Status Run(int max_threads) {
     const int count = UsefulThreads(jobs_, max_threads);
-    std::vector<std::thread> threads;
-    for (int i = 1; i < count; ++i) threads.emplace_back([this] { Work(); });
-    Work();
-    for (std::thread& thread : threads) thread.join();
+    RunOnThreads(count, [this] { Work(); });
     if (exception_) std::rethrow_exception(exception_);
     return status_;
   }

@@ -7,6 +7,7 @@
 #include "common/tensor_inventory.h"
 #include "tests/common/odd_config.h"
 #include "tests/support/catch.h"
+#include "tests/support/no_threads.h"
 #include "tests/support/random_elements.h"
 #include "tests/support/random_seed.h"
 
@@ -24,6 +25,18 @@ double Value(const Checkpoint::Entry& entry, int64_t row, int64_t column) {
   float value;
   std::memcpy(&value, at, 4);
   return value;
+}
+
+TEST_CASE("random weights are the same where no thread can be created") {
+  const ModelConfig config = testing::OddConfig(DType::kBF16);
+  const auto usual = std::move(*MakeDummyCheckpoint(config, 5));
+  const testing::NoThreads no_threads;
+  const auto alone = std::move(*MakeDummyCheckpoint(config, 5));
+  for (const auto& [name, entry] : usual->entries()) {
+    const auto bytes = entry.data(), same = alone->Find(name)->data();
+    CAPTURE(name);
+    REQUIRE(std::memcmp(bytes.data(), same.data(), bytes.size()) == 0);
+  }
 }
 
 TEST_CASE("random weights are a valid checkpoint of the right spread, the same every time") {

@@ -6,6 +6,8 @@
 #include <thread>
 #include <utility>
 
+#include "common/threads.h"
+
 namespace hadal {
 namespace {
 
@@ -109,11 +111,8 @@ void WeightReader::CheckMatrices(const std::vector<MatrixPieces>& matrices) {
       bad[i] = FirstBadRow(*parts[i].entry, parts[i].rows, parts[i].columns) >= 0;
     }
   };
-  std::vector<std::thread> others;
   const size_t cores = std::min(kMaxThreads, std::max(1u, std::thread::hardware_concurrency()));
-  while (others.size() + 1 < std::min(cores, parts.size())) others.emplace_back(work);
-  work();
-  for (std::thread& thread : others) thread.join();
+  RunOnThreads(static_cast<int>(std::min(cores, parts.size())), work);
   const auto first = std::find(bad.begin(), bad.end(), 1) - bad.begin();
   if (first == std::ssize(bad)) return;
   CheckValues(*parts[first].entry, parts[first].rows, parts[first].columns);
