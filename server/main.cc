@@ -192,10 +192,11 @@ class Server {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // what fails is said in one sentence of ours
   const hadal::ParsedServerOptions parsed = hadal::ParseServerOptions(argc, argv);
   if (parsed.exit) {
-    std::fputs(parsed.text.c_str(), parsed.exit_code == 0 ? stdout : stderr);
-    return parsed.exit_code;
+    std::fputs(parsed.exit->text.c_str(), parsed.exit->code == 0 ? stdout : stderr);
+    return parsed.exit->code;
   }
   // Blocked in every thread, taken by sigtimedwait.
   sigset_t stop_signals;

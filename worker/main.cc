@@ -286,15 +286,14 @@ int RunWorker(WorkerOptions options, const MpiPlace& place) {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // what fails is said in one sentence of ours
   MPI_Init(&argc, &argv);
   const hadal::MpiPlace place = hadal::GetMpiPlace();
   const hadal::ParsedOptions parsed = hadal::ParseWorkerOptions(argc, argv);
-  int exit_code = parsed.exit_code;
-  if (parsed.exit) {
-    if (place.rank == 0) std::fputs(parsed.text.c_str(), exit_code == 0 ? stdout : stderr);
-  } else {
-    exit_code = hadal::RunWorker(parsed.options, place);
+  if (parsed.exit && place.rank == 0) {
+    std::fputs(parsed.exit->text.c_str(), parsed.exit->code == 0 ? stdout : stderr);
   }
+  const int exit_code = parsed.exit ? parsed.exit->code : hadal::RunWorker(parsed.options, place);
   MPI_Finalize();
   return exit_code;
 }

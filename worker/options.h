@@ -1,9 +1,10 @@
 #pragma once
 
 #include <cstdint>
+#include <optional>
 #include <string>
 
-#include "common/status.h"
+#include "common/flags.h"
 
 namespace hadal {
 
@@ -29,12 +30,9 @@ struct WorkerOptions {
   double step_timeout_s = 120;
 };
 
-// Parses argv. On --help or an error `exit_code` is set and `text` holds what to print.
 struct ParsedOptions {
   WorkerOptions options;
-  bool exit = false;
-  int exit_code = 0;
-  std::string text;
+  std::optional<FlagsExit> exit;
 };
 ParsedOptions ParseWorkerOptions(int argc, char** argv);
 
