@@ -8,12 +8,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <thread>
 
 #include "common/converted_checkpoint.h"
 #include "common/dummy_checkpoint.h"
+#include "common/file.h"
 #include "common/model_config.h"
 #include "worker/backends.h"
 #include "worker/comm/mpi_communicator.h"
@@ -56,16 +56,6 @@ Status Agree(const Status& own, HostCommunicator* world) {
   const auto first = std::find(all.begin(), all.end(), 1);
   if (first == all.end()) return OkStatus();
   return FailedPrecondition("rank {} could not start", first - all.begin());
-}
-
-StatusOr<std::string> ReadSecret(const std::string& path) {
-  if (path.empty()) return std::string();
-  std::ifstream in(path);
-  std::string secret;
-  if (!std::getline(in, secret) || secret.empty()) {
-    return InvalidArgument("--join-secret-file {} cannot be read or is empty", path);
-  }
-  return secret;
 }
 
 using Clock = std::chrono::steady_clock;
