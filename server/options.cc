@@ -16,7 +16,7 @@ void AddModelFlags(ServedModelOptions* o, CLI::App* app) {
   app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
   app->add_option("--config", o->config_file,
                   "model configuration in place of DIR/config.json, in Hugging Face's or DeepSeek's "
-                  "field names");
+                  "field names; of the same sizes, since the workers load DIR/config.json");
   app->add_option("--chat-template", o->chat_template,
                   "deepseek-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, "
                   "deepseek-v3.1 or chatml (default: from the model's files)");
