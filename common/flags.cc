@@ -14,20 +14,26 @@ CLI::Validator AddressFrom(int lowest_port) {
 
 }  // namespace
 
-std::optional<FlagsExit> ParseFlags(CLI::App* app, int argc, char** argv) {
+void AddVersionFlag(CLI::App* app) {
   app->set_version_flag("--version", fmt::format("{} {}", app->get_name(), HADAL_VERSION));
+}
+
+FlagsExit ExitOf(const CLI::App& app, const CLI::ParseError& error) {
+  if (error.get_name() == "CallForVersion") return {0, fmt::format("{}\n", error.what())};
+  if (error.get_exit_code() == 0) return {0, app.help()};
+  const std::vector<std::string> unknown = app.remaining(true);
+  const std::string text = unknown.empty() ? error.what() : "unknown argument: " + unknown.front();
+  return {error.get_exit_code(),
+          fmt::format("{}: {}\nRun with --help for more.\n", app.get_name(), text)};
+}
+
+std::optional<FlagsExit> ParseFlags(CLI::App* app, int argc, char** argv) {
+  AddVersionFlag(app);
   try {
     app->parse(argc, argv);
     return std::nullopt;
-  } catch (const CLI::CallForVersion& version) {
-    return FlagsExit{0, fmt::format("{}\n", version.what())};
   } catch (const CLI::ParseError& error) {
-    if (error.get_exit_code() == 0) return FlagsExit{0, app->help()};
-    const std::vector<std::string> unknown = app->remaining(true);
-    return FlagsExit{
-        error.get_exit_code(),
-        fmt::format("{}: {}\nRun with --help for more.\n", app->get_name(),
-                    unknown.empty() ? error.what() : "unknown argument: " + unknown.front())};
+    return ExitOf(*app, error);
   }
 }
 

@@ -12,8 +12,11 @@ struct FlagsExit {
   std::string text;
 };
 
-// Adds --version and parses; null: the program may run. An unknown argument is named before one
-// that is missing.
+void AddVersionFlag(CLI::App* app);
+// Of an error of parse(). An unknown argument is named before one that is missing.
+FlagsExit ExitOf(const CLI::App& app, const CLI::ParseError& error);
+
+// Adds --version and parses; null: the program may run.
 std::optional<FlagsExit> ParseFlags(CLI::App* app, int argc, char** argv);
 
 // Checks for options. Port 0, any free one, is for those who listen.

@@ -280,10 +280,12 @@ int main(int argc, char** argv) {
   MPI_Init(&argc, &argv);
   const hadal::MpiPlace place = hadal::GetMpiPlace();
   const hadal::ParsedOptions parsed = hadal::ParseWorkerOptions(argc, argv);
-  if (parsed.exit && place.rank == 0) {
-    std::fputs(parsed.exit->text.c_str(), parsed.exit->code == 0 ? stdout : stderr);
+  int exit_code = parsed.exit_code;
+  if (parsed.exit) {
+    if (place.rank == 0) std::fputs(parsed.text.c_str(), exit_code == 0 ? stdout : stderr);
+  } else {
+    exit_code = hadal::RunWorker(parsed.options, place);
   }
-  const int exit_code = parsed.exit ? parsed.exit->code : hadal::RunWorker(parsed.options, place);
   MPI_Finalize();
   return exit_code;
 }

@@ -13,15 +13,10 @@ constexpr const char* kDescription =
     "Each rank holds one shard of the model; rank 0 joins the server, which may be started before or\n"
     "after, and joins again when the server comes back.";
 
-int64_t KvMemory(const std::string& text) {
-  const StatusOr<int64_t> bytes = ParseBytes(text);
-  if (!bytes.ok()) throw CLI::ValidationError("--kv-memory", bytes.status().message());
-  return *bytes;
-}
-
-void AddFlags(WorkerOptions* o, CLI::App* app) {
+void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
   app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
-  app->add_option("--server", o->server, "hadal-server's --worker-listen address")->check(ServerAddress())
+  app->add_option("--server", o->server, "hadal-server's --worker-listen address")
+      ->check(ServerAddress())
       ->capture_default_str();
   app->add_option("--tensor-parallel", o->tensor_parallel,
                   "ranks that share one sequence's heads, MLPs and vocabulary (default: all ranks / "
@@ -50,8 +45,7 @@ void AddFlags(WorkerOptions* o, CLI::App* app) {
   auto* blocks = app->add_option("--kv-blocks", o->kv_blocks,
                                  "KV cache blocks of 64 tokens (default: from the free memory)")
                      ->check(CLI::Range(1, 1 << 30));
-  app->add_option_function<std::string>("--kv-memory", [o](auto& text) { o->kv_memory = KvMemory(text); },
-                                        "KV cache size instead, as 8GiB or in bytes")
+  app->add_option("--kv-memory", *kv_memory, "KV cache size instead, as 8GiB or in bytes")
       ->excludes(blocks);
   app->add_option("--max-slots", o->max_slots, "sequences that run at once, per data-parallel group")
       ->check(CLI::Range(1, 65536))
@@ -70,7 +64,7 @@ void AddFlags(WorkerOptions* o, CLI::App* app) {
                          "when it first comes up, while its streams wait");
   app->add_option("--step-timeout", o->step_timeout_s,
                   "seconds after which a silent rank ends the group")
-      ->check(Seconds(0.1, 86400))
+      ->check(CLI::Range(0.1, 86400.0))
       ->capture_default_str();
   app->add_option("--join-secret-file", o->join_secret_file,
                   "file with the secret that the server's --join-secret-file holds");
@@ -83,9 +77,23 @@ void AddFlags(WorkerOptions* o, CLI::App* app) {
 
 ParsedOptions ParseWorkerOptions(int argc, char** argv) {
   ParsedOptions parsed;
+  std::string kv_memory;
   CLI::App app(kDescription, "hadal-worker");
-  AddFlags(&parsed.options, &app);
-  parsed.exit = ParseFlags(&app, argc, argv);
+  AddFlags(&parsed.options, &kv_memory, &app);
+  AddVersionFlag(&app);
+  try {
+    app.parse(argc, argv);
+    if (!kv_memory.empty()) {
+      StatusOr<int64_t> bytes = ParseBytes(kv_memory);
+      if (!bytes.ok()) throw CLI::ValidationError("--kv-memory", bytes.status().message());
+      parsed.options.kv_memory = *bytes;
+    }
+  } catch (const CLI::ParseError& e) {
+    const FlagsExit exit = ExitOf(app, e);
+    parsed.exit = true;
+    parsed.exit_code = exit.code;
+    parsed.text = exit.text;
+  }
   return parsed;
 }
 

@@ -1,10 +1,9 @@
 #pragma once
 
 #include <cstdint>
-#include <optional>
 #include <string>
 
-#include "common/flags.h"
+#include "common/status.h"
 
 namespace hadal {
 
@@ -30,9 +29,12 @@ struct WorkerOptions {
   double step_timeout_s = 120;
 };
 
+// Parses argv. On --help or an error `exit_code` is set and `text` holds what to print.
 struct ParsedOptions {
   WorkerOptions options;
-  std::optional<FlagsExit> exit;
+  bool exit = false;
+  int exit_code = 0;
+  std::string text;
 };
 ParsedOptions ParseWorkerOptions(int argc, char** argv);
 
