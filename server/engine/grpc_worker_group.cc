@@ -82,14 +82,14 @@ Status CheckHello(const v1::Hello& hello, const WorkerServiceOptions& options) {
   return CheckRange("max_step_tokens", hello.max_step_tokens(), 1, kMaxStepTokens);
 }
 
-// What was logged: a group that waits for its turn asks, and is refused, every two seconds.
+// Warns of each once: a group that waits for its turn asks, and is refused, every two seconds.
 class Refusals {
  public:
-  bool IsNew(const std::string& line) {
-    constexpr size_t kMost = 1000;
+  void Log(const std::string& peer, const Status& status) {
+    const std::string line = fmt::format("worker group from {} refused: {}", peer, status.ToString());
     const std::lock_guard lock(mutex_);
-    if (lines_.size() >= kMost) lines_.clear();
-    return lines_.insert(line).second;
+    if (lines_.size() >= 1000) lines_.clear();
+    spdlog::log(lines_.insert(line).second ? spdlog::level::warn : spdlog::level::debug, line);
   }
 
  private:
@@ -134,11 +134,7 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
   void OnReadDone(bool ok) override {
     const Status status = !ok ? EndOfReading() : epoch_ == 0 ? Greet() : TakeMessage();
     if (status.ok()) return StartRead(&in_);
-    if (epoch_ == 0) {
-      const std::string line =
-          fmt::format("worker group from {} refused: {}", peer_, status.ToString());
-      spdlog::log(refusals_->IsNew(line) ? spdlog::level::warn : spdlog::level::debug, line);
-    }
+    if (epoch_ == 0) refusals_->Log(peer_, status);
     // The engine knows when it was the one to end the stream.
     if (End(status) && epoch_ != 0) engine_->OnGroupLost(epoch_, status);
   }
