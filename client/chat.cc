@@ -200,7 +200,7 @@ Status RunChat(const ChatOptions& options) {
     if (status.code() == StatusCode::kCancelled) {
       fmt::print("[stopped]\n\n");
     } else if (!status.ok()) {
-      fmt::print("{}\n\n", status.ToString());
+      fmt::print(stderr, "{}\n\n", status.ToString());
     }
   }
   return OkStatus();
