@@ -37,20 +37,31 @@ struct RequestTimes {
   double tpot = 0;            // (e2e - ttft) / (tokens - 1)
   std::vector<double> itl;    // between deliveries, one per delivery
   int tokens = 0;
+  int cached_tokens = 0;      // of the prompt, found in the prefix cache
+};
+
+// Requests that ended with one status code.
+struct Failures {
+  int count = 0;
+  std::string sample;  // what one of them was told
 };
 
 struct BenchReport {
   double seconds = 0;
   int completed = 0;
   int64_t prompt_tokens = 0;
+  int64_t cached_tokens = 0;
   int64_t generated_tokens = 0;
   Percentiles ttft_ms, itl_ms, tpot_ms, e2e_ms;
-  std::map<std::string, int> errors;  // by status name
+  std::map<StatusCode, Failures> errors;
 };
 BenchReport MakeReport(const std::vector<RequestTimes>& times, double seconds, int prompt_tokens,
-                       std::map<std::string, int> errors);
+                       std::map<StatusCode, Failures> errors);
 
-// Prints a table or one JSON object. Not OK when no request ended well.
+// OK when there are none, else the code of the most.
+Status StatusOf(const std::map<StatusCode, Failures>& errors, int requests);
+
+// Prints a table or one JSON object, and progress and failures on stderr. Not OK when a request failed.
 Status RunBench(const BenchOptions& options);
 
 }  // namespace hadal

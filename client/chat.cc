@@ -70,10 +70,7 @@ class ChatSession {
  public:
   explicit ChatSession(ChatOptions options)
       : options_(std::move(options)),
-        channel_(OpenChannel(options_.request.server)),
-        stub_(v1::ChatService::NewStub(channel_)) {}
-
-  const std::shared_ptr<grpc::Channel>& channel() const { return channel_; }
+        stub_(v1::ChatService::NewStub(OpenChannel(options_.request.server))) {}
 
   // Adds the turn and its answer to the conversation, or neither when it fails or is stopped.
   Status Answer(const std::string& text, bool with_rate) {
@@ -90,23 +87,24 @@ class ChatSession {
     return OkStatus();
   }
 
-  // False when the line is /exit.
-  bool Command(const std::string& line) {
+  Status Command(const std::string& line, bool* exit) {
     const std::string name = line.substr(0, line.find(' '));
     const std::string rest = name.size() < line.size() ? line.substr(name.size() + 1) : "";
-    if (name == "/exit" || name == "/quit") return false;
-    if (name == "/clear") {
+    if (name == "/exit" || name == "/quit") {
+      *exit = true;
+    } else if (name == "/clear") {
       turns_.clear();
     } else if (name == "/system") {
       turns_.clear();
       options_.system = rest.empty() ? std::nullopt : std::optional(rest);
     } else if (name == "/set") {
-      Set(rest);
-    } else {
-      if (name != "/help") fmt::print("Unknown command {}.\n", name);
+      return Set(rest);
+    } else if (name == "/help") {
       fmt::print("{}", kHelp);
+    } else {
+      return InvalidArgument("{} is no command; /help lists them", name);
     }
-    return true;
+    return OkStatus();
   }
 
  private:
@@ -118,15 +116,16 @@ class ChatSession {
 
   Status Stream(const v1::ChatRequest& request, bool with_rate, std::string* answer) {
     grpc::ClientContext context;
-    context.set_deadline(std::chrono::system_clock::now() +
-                         std::chrono::milliseconds(static_cast<int64_t>(options_.request.timeout_s * 1e3)));
+    context.set_deadline(DeadlineAfter(options_.request.timeout_s));
     v1::Summary summary;
     grpc::Status status;
     {
       const InterruptWatch watch(&context);
+      WaitNotice notice(options_.request.server);
       const auto reader = stub_->Chat(&context, request);
       v1::Event event;
       while (reader->Read(&event)) {
+        if (!event.has_accepted()) notice.Heard();
         if (event.has_summary()) summary = event.summary();
         if (!event.has_delta()) continue;
         *answer += event.delta().text();
@@ -139,7 +138,7 @@ class ChatSession {
     if (g_interrupted && !status.ok()) {
       return {StatusCode::kCancelled, "stopped"};
     }
-    HADAL_RETURN_IF_ERROR(FromGrpc(status, options_.request.server));
+    HADAL_RETURN_IF_ERROR(FromGrpc(status, options_.request.server, options_.request.timeout_s));
     if (with_rate) PrintRate(summary);
     return OkStatus();
   }
@@ -152,7 +151,7 @@ class ChatSession {
                tokens, rate, summary.queue_ms() + summary.prefill_ms(), color ? "\033[0m" : "");
   }
 
-  void Set(const std::string& rest) {
+  Status Set(const std::string& rest) {
     RequestFlags& r = options_.request;
     const size_t space = rest.find(' ');
     const std::string key = rest.substr(0, space);
@@ -169,13 +168,13 @@ class ChatSession {
       if (ok) options_.thinking = value == "on";
     } else if (key.empty()) {
       fmt::print("{}thinking: {}\n", ToSamplingOptions(r).DebugString(), options_.thinking ? "on" : "off");
-      return;
+      return OkStatus();
     }
-    if (!ok) fmt::print("/set {} {}: unknown key or not a number; see /help\n", key, value);
+    if (ok) return OkStatus();
+    return InvalidArgument("/set {} {}: unknown key or not a number; see /help", key, value);
   }
 
   ChatOptions options_;
-  std::shared_ptr<grpc::Channel> channel_;
   std::unique_ptr<v1::ChatService::Stub> stub_;
   std::vector<std::pair<v1::Role, std::string>> turns_;
 };
@@ -183,29 +182,25 @@ class ChatSession {
 }  // namespace
 
 Status RunChat(const ChatOptions& options) {
+  const std::string& server = options.request.server;
+  if (options.wait_s > 0) HADAL_RETURN_IF_ERROR(WaitUntilReady(server, options.wait_s));
   ChatSession session(options);
-  const double wait_s = options.wait_s;
-  if (wait_s > 0) {
-    HADAL_RETURN_IF_ERROR(WaitUntilReady(session.channel(), options.request.server, wait_s));
-  }
-  if (options.prompt) return session.Answer(*options.prompt, false);
+  if (options.prompt) return session.Answer(TextOrStdin(*options.prompt), false);
 
-  HADAL_ASSIGN_OR_RETURN(const v1::GetModelResponse model,
-                         GetModel(session.channel(), options.request.server));
-  fmt::print("{} at {}; /help lists the commands.\n\n", model.model(), options.request.server);
+  HADAL_ASSIGN_OR_RETURN(const v1::GetModelResponse model, GetModel(server));
+  fmt::print("{} at {}; /help lists the commands.\n\n", model.model(), server);
   LineEditor editor;
   std::string line;
-  while (editor.ReadLine("> ", &line) == LineEditor::End::kLine) {
+  bool exit = false;
+  while (!exit && editor.ReadLine("> ", &line) == LineEditor::End::kLine) {
     if (line.empty()) continue;
-    if (line[0] == '/') {
-      if (!session.Command(line)) break;
-      continue;
-    }
-    const Status status = session.Answer(line, true);
+    const Status status =
+        line[0] == '/' ? session.Command(line, &exit) : session.Answer(line, true);
+    if (!isatty(STDIN_FILENO)) HADAL_RETURN_IF_ERROR(status);  // a script goes no further
     if (status.code() == StatusCode::kCancelled) {
       fmt::print("[stopped]\n\n");
     } else if (!status.ok()) {
-      fmt::print("{}\n\n", status.ToString());
+      fmt::print(stderr, "{}\n\n", status.ToString());
     }
   }
   return OkStatus();

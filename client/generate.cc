@@ -1,6 +1,5 @@
 #include "client/generate.h"
 
-#include <chrono>
 #include <cstdio>
 #include <nlohmann/json.hpp>
 
@@ -31,17 +30,23 @@ nlohmann::json ToJson(const v1::TopLogprobs& top) {
   return out;
 }
 
-void AddDelta(const v1::Delta& delta, bool print, Answer* answer) {
+// What is written while it comes.
+enum class Printed { kText, kTokenIds, kNothing };
+
+void AddDelta(const v1::Delta& delta, Printed print, Answer* answer) {
   answer->text += delta.text();
   answer->token_ids.insert(answer->token_ids.end(), delta.token_ids().begin(), delta.token_ids().end());
   answer->logprobs.insert(answer->logprobs.end(), delta.logprobs().begin(), delta.logprobs().end());
   for (const v1::TopLogprobs& top : delta.top_logprobs()) answer->top_logprobs.push_back(ToJson(top));
-  if (!print) return;
-  std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+  if (print == Printed::kText) std::fwrite(delta.text().data(), 1, delta.text().size(), stdout);
+  if (print == Printed::kTokenIds) {
+    int before = static_cast<int>(answer->token_ids.size()) - delta.token_ids_size();
+    for (const int id : delta.token_ids()) fmt::print("{}{}", before++ > 0 ? " " : "", id);
+  }
   std::fflush(stdout);
 }
 
-void AddEvent(const v1::Event& event, bool print, Answer* answer) {
+void AddEvent(const v1::Event& event, Printed print, Answer* answer) {
   switch (event.event_case()) {
     case v1::Event::kAccepted:
       answer->prompt_token_ids.assign(event.accepted().prompt_token_ids().begin(),
@@ -60,14 +65,18 @@ void AddEvent(const v1::Event& event, bool print, Answer* answer) {
   }
 }
 
-Status ReadAll(grpc::ClientReader<v1::Event>* reader, const std::string& server, bool print,
+Status ReadAll(grpc::ClientReader<v1::Event>* reader, const GenerateOptions& options, Printed print,
                Answer* answer) {
+  WaitNotice notice(options.request.server);
   v1::Event event;
-  while (reader->Read(&event)) AddEvent(event, print, answer);
-  return FromGrpc(reader->Finish(), server);
+  while (reader->Read(&event)) {
+    if (!event.has_accepted()) notice.Heard();
+    AddEvent(event, print, answer);
+  }
+  return FromGrpc(reader->Finish(), options.request.server, options.request.timeout_s);
 }
 
-v1::OutputOptions ToOutputOptions(const GenerateOptions& options) {
+v1::OutputOptions ToOutputOptions(const GenerateOptions& options, Printed print) {
   v1::OutputOptions output;
   if (options.logprobs) {
     output.set_logprobs(*options.logprobs);
@@ -75,36 +84,34 @@ v1::OutputOptions ToOutputOptions(const GenerateOptions& options) {
     output.set_logprobs(0);
   }
   output.set_prompt_logprobs(options.prompt_logprobs);
-  output.set_return_token_ids(options.json);
+  output.set_return_token_ids(print != Printed::kText);
   return output;
 }
 
-Status Call(const GenerateOptions& options, const std::shared_ptr<grpc::Channel>& channel,
-            Answer* answer) {
+Status Call(const GenerateOptions& options, Printed print, Answer* answer) {
+  const auto channel = OpenChannel(options.request.server);
   grpc::ClientContext context;
-  context.set_deadline(std::chrono::system_clock::now() +
-                       std::chrono::milliseconds(static_cast<int64_t>(options.request.timeout_s * 1e3)));
-  const std::string& server = options.request.server;
+  context.set_deadline(DeadlineAfter(options.request.timeout_s));
   if (options.chat) {
     v1::ChatRequest request;
     v1::ChatMessage* message = request.add_messages();
     message->set_role(v1::ROLE_USER);
-    message->set_content(*options.chat);
+    message->set_content(TextOrStdin(*options.chat));
     *request.mutable_sampling() = ToSamplingOptions(options.request);
-    *request.mutable_output() = ToOutputOptions(options);
+    *request.mutable_output() = ToOutputOptions(options, print);
     const auto stub = v1::ChatService::NewStub(channel);
-    return ReadAll(stub->Chat(&context, request).get(), server, !options.json, answer);
+    return ReadAll(stub->Chat(&context, request).get(), options, print, answer);
   }
   v1::GenerateRequest request;
   if (options.prompt) {
-    request.set_text(*options.prompt);
+    request.set_text(TextOrStdin(*options.prompt));
   } else {
     request.mutable_token_ids()->mutable_ids()->Add(options.token_ids.begin(), options.token_ids.end());
   }
   *request.mutable_sampling() = ToSamplingOptions(options.request);
-  *request.mutable_output() = ToOutputOptions(options);
+  *request.mutable_output() = ToOutputOptions(options, print);
   const auto stub = v1::GenerateService::NewStub(channel);
-  return ReadAll(stub->Generate(&context, request).get(), server, !options.json, answer);
+  return ReadAll(stub->Generate(&context, request).get(), options, print, answer);
 }
 
 nlohmann::json ToJson(const Answer& answer, const GenerateOptions& options) {
@@ -128,14 +135,15 @@ nlohmann::json ToJson(const Answer& answer, const GenerateOptions& options) {
 }  // namespace
 
 Status RunGenerate(const GenerateOptions& options) {
-  const int inputs = options.prompt.has_value() + options.chat.has_value() + !options.token_ids.empty();
-  if (inputs != 1) return InvalidArgument("give exactly one of --prompt, --chat and --token-ids");
-  const auto channel = OpenChannel(options.request.server);
-  if (options.wait_s > 0) {
-    HADAL_RETURN_IF_ERROR(WaitUntilReady(channel, options.request.server, options.wait_s));
+  const std::string& server = options.request.server;
+  if (options.wait_s > 0) HADAL_RETURN_IF_ERROR(WaitUntilReady(server, options.wait_s));
+  Printed print = options.json ? Printed::kNothing : Printed::kText;
+  if (print == Printed::kText && !options.token_ids.empty()) {
+    HADAL_ASSIGN_OR_RETURN(const v1::GetModelResponse model, GetModel(server));
+    if (!model.has_tokenizer()) print = Printed::kTokenIds;
   }
   Answer answer;
-  HADAL_RETURN_IF_ERROR(Call(options, channel, &answer));
+  HADAL_RETURN_IF_ERROR(Call(options, print, &answer));
   if (options.json) {
     fmt::print("{}\n", ToJson(answer, options).dump());
   } else {

@@ -15,7 +15,7 @@ namespace {
 
 bool IsContinuation(char c) { return (static_cast<unsigned char>(c) & 0xc0) == 0x80; }
 
-// Raw mode while it lives; Ctrl-C arrives as a byte.
+// Raw mode while it lives; Ctrl-C arrives as a byte, and pastes between marks.
 class RawMode {
  public:
   RawMode() {
@@ -26,8 +26,13 @@ class RawMode {
     raw.c_cc[VMIN] = 1;
     raw.c_cc[VTIME] = 0;
     tcsetattr(STDIN_FILENO, TCSADRAIN, &raw);
+    std::printf("\033[?2004h");
   }
-  ~RawMode() { tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_); }
+  ~RawMode() {
+    std::printf("\033[?2004l");
+    std::fflush(stdout);
+    tcsetattr(STDIN_FILENO, TCSADRAIN, &saved_);
+  }
   RawMode(const RawMode&) = delete;
   RawMode& operator=(const RawMode&) = delete;
 
@@ -49,6 +54,28 @@ int TerminalColumns() {
 }
 
 constexpr int Ctrl(char c) { return c & 0x1f; }
+
+bool IsText(int c) { return (c >= 32 && c != 127) || c == '\t'; }
+
+// After the mark of a paste: the text before the other mark, its lines ended by \n and the last not at all.
+std::string ReadPaste() {
+  constexpr std::string_view kEnd = "\033[201~";
+  std::string bytes;
+  while (!bytes.ends_with(kEnd)) {
+    const int c = ReadByte(1000);
+    if (c < 0) break;
+    bytes += static_cast<char>(c);
+  }
+  if (bytes.ends_with(kEnd)) bytes.resize(bytes.size() - kEnd.size());
+  std::string text;
+  for (size_t i = 0; i < bytes.size(); ++i) {
+    const bool pair = bytes.compare(i, 2, "\r\n") == 0;
+    if (bytes[i] == '\n' || (bytes[i] == '\r' && !pair)) text += '\n';
+    if (IsText(static_cast<unsigned char>(bytes[i]))) text += bytes[i];
+  }
+  text.erase(text.find_last_not_of('\n') + 1);
+  return text;
+}
 
 }  // namespace
 
@@ -123,7 +150,11 @@ void LineBuffer::DeleteToStart() {
 // One line of the terminal; a longer text is shown around the cursor.
 void LineEditor::Redraw(const std::string& prompt) const {
   const int room = std::max(TerminalColumns() - DisplayWidth(prompt) - 1, 8);
-  const std::string_view text = buffer_.text();
+  std::string flat = buffer_.text();
+  for (char& c : flat) {
+    if (c == '\t' || c == '\n') c = ' ';  // one column each, in one row
+  }
+  const std::string_view text = flat;
   const auto width = [&](size_t from, size_t to) { return DisplayWidth(text.substr(from, to - from)); };
   size_t start = buffer_.cursor();
   size_t end = start;
@@ -156,7 +187,7 @@ void LineEditor::Recall(int step) {
   buffer_.Set(recalled_ == history_.size() ? draft_ : history_[recalled_]);
 }
 
-// After ESC: arrows, Home, End, Delete; other sequences are read and ignored.
+// After ESC: arrows, Home, End, Delete, pastes; other sequences are read and ignored.
 void LineEditor::HandleEscape() {
   const int kind = ReadByte(50);
   if (kind != '[' && kind != 'O') return;
@@ -174,6 +205,7 @@ void LineEditor::HandleEscape() {
       if (digits == "1" || digits == "7") buffer_.Home();
       if (digits == "4" || digits == "8") buffer_.End();
       if (digits == "3") buffer_.Delete();
+      if (digits == "200") buffer_.Insert(ReadPaste());
       break;
     default: break;
   }
@@ -212,7 +244,7 @@ LineEditor::End LineEditor::EditLine(const std::string& prompt, std::string* lin
       case Ctrl('l'): std::printf("\033[H\033[2J"); break;
       case 27: HandleEscape(); break;
       default:
-        if (c >= 32) {
+        if (IsText(c)) {
           const char byte = static_cast<char>(c);
           buffer_.Insert({&byte, 1});
         }

@@ -1,6 +1,6 @@
-#include <CLI/CLI.hpp>
 #include <clocale>
 #include <cstdio>
+#include <cstdlib>
 #include <functional>
 
 #include "client/bench.h"
@@ -9,6 +9,7 @@
 #include "client/generate.h"
 #include "client/model_info.h"
 #include "client/server_status.h"
+#include "common/flags.h"
 
 namespace hadal {
 namespace {
@@ -19,10 +20,10 @@ void AddChat(CLI::App* app, Action* action) {
   auto options = std::make_shared<ChatOptions>();
   CLI::App* chat = app->add_subcommand("chat", "Talk to the model; /help inside lists the commands");
   AddRequestFlags(&options->request, chat);
-  chat->add_option("--prompt", options->prompt, "answer this once on standard output");
+  chat->add_option("--prompt", options->prompt, "answer this once on standard output; -: what standard input holds");
   chat->add_option("--system", options->system, "system prompt");
   chat->add_flag("--thinking", options->thinking, "thinking mode, for templates that know one");
-  chat->add_option("--wait", options->wait_s, "wait this many seconds for the server to be ready");
+  AddWaitFlag(&options->wait_s, chat);
   chat->callback([=] { *action = [=] { return RunChat(*options); }; });
 }
 
@@ -30,16 +31,19 @@ void AddGenerate(CLI::App* app, Action* action) {
   auto options = std::make_shared<GenerateOptions>();
   CLI::App* generate = app->add_subcommand("generate", "One request: continue a text or token ids, or answer a message");
   AddRequestFlags(&options->request, generate);
-  auto* prompt = generate->add_option("--prompt", options->prompt, "text to continue");
-  auto* chat = generate->add_option("--chat", options->chat, "a user's message to answer");
+  auto* prompt = generate->add_option("--prompt", options->prompt, "text to continue; -: standard input");
+  auto* chat = generate->add_option("--chat", options->chat, "a user's message to answer; -: standard input");
   auto* ids = generate->add_option("--token-ids", options->token_ids, "ids to continue: 1,2,3")->delimiter(',');
   prompt->excludes(chat)->excludes(ids);
   chat->excludes(ids);
   generate->add_option("--logprobs", options->logprobs, "log-probabilities of the chosen and of the N most likely tokens");
   generate->add_flag("--prompt-logprobs", options->prompt_logprobs, "log-probabilities of the prompt's tokens");
   generate->add_flag("--json", options->json, "print one JSON object instead of streaming text");
-  generate->add_option("--wait", options->wait_s, "wait this many seconds for the server to be ready");
-  generate->callback([=] { *action = [=] { return RunGenerate(*options); }; });
+  AddWaitFlag(&options->wait_s, generate);
+  generate->callback([=] {
+    if (!*prompt && !*chat && !*ids) throw CLI::RequiredError("--prompt, --chat or --token-ids");
+    *action = [=] { return RunGenerate(*options); };
+  });
 }
 
 void AddBench(CLI::App* app, Action* action) {
@@ -51,10 +55,10 @@ void AddBench(CLI::App* app, Action* action) {
   bench->add_option("--max-tokens", options->max_tokens, "answer length")->check(CLI::Range(1, 1000000))->capture_default_str();
   AddServerFlag(&options->request.server, bench);
   bench->add_option("--temperature", options->request.temperature, "0 is greedy (default: the model's)");
-  bench->add_option("--seed", options->request.seed, "of prompts and sampling");
+  AddSeedFlag(&options->request.seed, "of prompts and sampling; with that of an earlier run, prompts may be found in the prefix cache (default: a new one, printed)", bench);
   bench->add_flag("--stop-at-eos", options->stop_at_eos, "let answers end by themselves");
-  bench->add_option("--timeout", options->request.timeout_s, "seconds until a request is given up")->check(CLI::PositiveNumber)->capture_default_str();
-  bench->add_option("--wait", options->wait_s, "wait this many seconds for the server to be ready");
+  AddTimeoutFlag(&options->request.timeout_s, bench);
+  AddWaitFlag(&options->wait_s, bench);
   bench->add_flag("--json", options->json, "print one JSON object instead of a table");
   bench->callback([=] { *action = [=] { return RunBench(*options); }; });
 }
@@ -80,9 +84,9 @@ void AddReady(CLI::App* app, Action* action) {
   auto wait_s = std::make_shared<double>(0);
   CLI::App* ready = app->add_subcommand("ready", "Exit 0 when the server can answer requests");
   AddServerFlag(&options->server, ready);
-  ready->add_option("--wait", *wait_s, "wait this many seconds");
+  AddWaitFlag(wait_s.get(), ready);
   ready->callback([=] {
-    *action = [=] { return WaitUntilReady(OpenChannel(options->server), options->server, *wait_s); };
+    *action = [=] { return WaitUntilReady(options->server, *wait_s); };
   });
 }
 
@@ -99,6 +103,7 @@ void AddStatus(CLI::App* app, Action* action) {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // what fails is said in one sentence of ours
   std::setlocale(LC_CTYPE, "C.UTF-8");
   CLI::App app("Client of hadal-server.", "hadal");
   app.require_subcommand(1);
@@ -109,7 +114,10 @@ int main(int argc, char** argv) {
   hadal::AddModelInfo(&app, &action);
   hadal::AddReady(&app, &action);
   hadal::AddStatus(&app, &action);
-  CLI11_PARSE(app, argc, argv);
+  if (const auto exit = hadal::ParseFlags(&app, argc, argv)) {
+    std::fputs(exit->text.c_str(), exit->code == 0 ? stdout : stderr);
+    return exit->code;
+  }
   const hadal::Status status = action();
   if (status.ok()) return 0;
   fmt::print(stderr, "hadal: {}\n", status.ToString());

@@ -186,7 +186,7 @@ std::string ConfigText(const Model& model) {
 
 // One line per group of tensors, with the shapes that occur: uneven splits differ by one.
 std::string TensorTable(const Model& model) {
-  std::string out = fmt::format("  {:<60}{:<9}{:>7}  {:<17}{}\n", "tensor", "type", "number",
+  std::string out = fmt::format("  {:<60} {:<9}{:>7}  {:<17} {}\n", "tensor", "type", "number",
                                 "whole", "on a rank");
   for (const TensorGroup& group : model.groups) {
     std::vector<std::string> shapes;
@@ -197,7 +197,7 @@ std::string TensorTable(const Model& model) {
       if (group.first.split == Split::kExpert) text += fmt::format(" x {}", share.count);
       if (std::find(shapes.begin(), shapes.end(), text) == shapes.end()) shapes.push_back(text);
     }
-    out += fmt::format("  {:<60}{:<9}{:>7}  {:<17}{}\n", group.pattern, DTypeName(group.dtype),
+    out += fmt::format("  {:<60} {:<9}{:>7}  {:<17} {}\n", group.pattern, DTypeName(group.dtype),
                        group.count, Shape(group.first.shape), fmt::join(shapes, " or "));
   }
   return out;

@@ -26,7 +26,12 @@ struct RequestFlags {
 };
 
 void AddServerFlag(std::string* server, CLI::App* app);
+void AddSeedFlag(std::optional<uint64_t>* seed, const std::string& help, CLI::App* app);
+void AddTimeoutFlag(double* timeout_s, CLI::App* app);
+void AddWaitFlag(double* wait_s, CLI::App* app);
 void AddRequestFlags(RequestFlags* flags, CLI::App* app);
+// `text`, or for "-" standard input without the newline at its end.
+std::string TextOrStdin(const std::string& text);
 v1::SamplingOptions ToSamplingOptions(const RequestFlags& flags);
 
 }  // namespace hadal

@@ -24,6 +24,7 @@ nlohmann::json ToJson(const v1::GetModelResponse& model) {
           {"chat_template", model.chat_template()},
           {"fingerprint", model.fingerprint()},
           {"ready", model.ready()},
+          {"draining", model.draining()},
           {"running_requests", model.running_requests()},
           {"waiting_requests", model.waiting_requests()},
           {"generated_tokens", model.generated_tokens()},
@@ -33,7 +34,7 @@ nlohmann::json ToJson(const v1::GetModelResponse& model) {
 }  // namespace
 
 Status PrintServerStatus(const std::string& server, bool json) {
-  HADAL_ASSIGN_OR_RETURN(const v1::GetModelResponse model, GetModel(OpenChannel(server), server));
+  HADAL_ASSIGN_OR_RETURN(const v1::GetModelResponse model, GetModel(server));
   if (json) {
     fmt::print("{}\n", ToJson(model).dump());
     return OkStatus();
@@ -46,8 +47,9 @@ Status PrintServerStatus(const std::string& server, bool json) {
                group.tensor_parallel(), group.data_parallel(), group.free_kv_blocks(),
                group.kv_blocks() * group.data_parallel());
   }
-  fmt::print("{}; {} requests run, {} wait; {} tokens generated\n",
-             model.ready() ? "ready" : "not ready: no worker group", model.running_requests(),
+  const std::string missing = WhatIsMissing(model);
+  fmt::print("{}{}; {} requests run, {} wait; {} tokens generated\n",
+             missing.empty() ? "ready" : "not ready: ", missing, model.running_requests(),
              model.waiting_requests(), model.generated_tokens());
   return OkStatus();
 }

@@ -53,6 +53,18 @@ StatusOr<std::string> ReadFile(const std::string& path, uint64_t max_bytes) {
   return content;
 }
 
+StatusOr<std::string> ReadSecret(const std::string& path) {
+  if (path.empty()) return std::string();
+  std::ifstream in(path);
+  std::string secret;
+  std::getline(in, secret);
+  secret.erase(secret.find_last_not_of(" \t\r") + 1);
+  if (secret.empty()) {
+    return InvalidArgument("--join-secret-file {} cannot be read or is empty", path);
+  }
+  return secret;
+}
+
 StatusOr<nlohmann::json> ParseJson(std::string_view text, std::string_view name) {
   if (TooDeep(text)) {
     return InvalidArgument("{}: nested more than {} levels deep", name, kMaxDepth);

@@ -3,6 +3,10 @@
 # 70 MB from the Python package index, of which 47 MB stay. Configure again afterwards. Does nothing
 # when they are there.
 set -euo pipefail
+if [[ $# -gt 0 ]]; then  # there are no options
+  sed -n '2,4s/^# //p' "${BASH_SOURCE[0]}"
+  [[ "$1" == -h || "$1" == --help ]] && exit 0 || exit 2
+fi
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 target=third_party/peers

@@ -2,6 +2,10 @@
 # Installs the Debian 12 / Ubuntu 24.04 packages that building and testing need, those that are
 # missing only, with sudo when not root. Prints what it will install first.
 set -euo pipefail
+if [[ $# -gt 0 ]]; then  # there are no options
+  sed -n '2,3s/^# //p' "${BASH_SOURCE[0]}"
+  [[ "$1" == -h || "$1" == --help ]] && exit 0 || exit 2
+fi
 
 packages=(
   build-essential cmake ninja-build pkg-config ccache git

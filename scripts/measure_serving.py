@@ -11,6 +11,7 @@ import argparse
 import os
 import pathlib
 import re
+import signal
 import sys
 import time
 
@@ -105,9 +106,12 @@ def main():
     parser.add_argument("--threads", type=int, default=1, help="of each rank")
     parser.add_argument("--long-prompt", type=int, default=4000, help="tokens")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGHUP):  # unwinding ends what was started
+        signal.signal(number, lambda *_: sys.exit(143))
     with Deployment(arguments.model, ranks=arguments.ranks,
                     worker_flags=("--threads", str(arguments.threads),
-                                  "--kv-blocks", str(KV_BLOCKS))).start_workers() as hadal:
+                                  "--kv-blocks", str(KV_BLOCKS))) as hadal:
+        hadal.start_workers()
         measure_idle(hadal)
         measure_throughput(hadal)
         measure_long_prompt(hadal, arguments.long_prompt)

@@ -15,6 +15,7 @@ import csv
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -215,6 +216,11 @@ def main():
     args = parser.parse_args()
     if args.layers < 4:
         parser.error("--layers: at least 4")
+    for flag, program in (("--ncu", args.ncu), ("--bench", args.bench)):
+        if shutil.which(program) is None:
+            sys.exit(f"measure_stages: {flag} {program}: there is no such program")
+    if not os.path.isfile(os.path.join(args.model, "config.json")):
+        sys.exit(f"measure_stages: --model {args.model} holds no config.json")
     with open(os.path.join(args.model, "config.json")) as file:
         config = json.load(file)
     config["n_layers"] = min(config["n_layers"], args.layers)

@@ -108,6 +108,12 @@ def main():
     parser.add_argument("--dir", type=Path, help="where to write; default: beside the model")
     parser.add_argument("--runs", type=int, default=3)
     arguments = parser.parse_args()
+    for model, flag in ((arguments.model, ""), (arguments.fp8_model, " --fp8")):
+        if not (model / "config.json").is_file():
+            sys.exit(f"measure_tools: {model} is no model; make it with scripts/python_env.sh "
+                     f"scripts/make_bench_model.py{flag}, or name another one")
+    if not (BIN / "hadal-cast-bench").is_file():
+        sys.exit(f"measure_tools: {BIN} has no hadal-cast-bench; build the preset release, with tests")
     with tempfile.TemporaryDirectory(dir=arguments.dir or arguments.model.parent) as directory:
         measure_copies(arguments.model, Path(directory), arguments.runs)
     measure_cast(arguments.fp8_model, arguments.runs)

@@ -9,6 +9,7 @@ and the worker ranks on loopback, and opens a chat in this terminal.
   scripts/quickstart.sh --prompt "..."      answer once on standard output and stop everything
   scripts/quickstart.sh --model DIR         serve another Hugging Face checkpoint
   scripts/quickstart.sh --ranks N           worker ranks (default 2)
+  scripts/quickstart.sh --wait SECONDS      give up when the model is not loaded then (default 600)
 
 Ctrl-C at the prompt, or /exit, stops all that was started. Logs: build/quickstart/.
 TEXT
@@ -17,16 +18,18 @@ TEXT
 called_from="$PWD"
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 ranks=2
+wait_s=600
 model=""
 prompt=()
 while [[ $# -gt 0 ]]; do
   case "$1" in
-    --prompt | --model | --ranks)
+    --prompt | --model | --ranks | --wait)
       [[ $# -ge 2 ]] || { echo "quickstart: $1 needs a value" >&2; exit 2; }
       case "$1" in
         --prompt) prompt=(--prompt "$2") ;;
         --model) [[ "$2" == /* ]] && model="$2" || model="$called_from/$2" ;;
         --ranks) ranks="$2" ;;
+        --wait) wait_s="$2" ;;
       esac
       shift 2
       ;;
@@ -35,6 +38,7 @@ while [[ $# -gt 0 ]]; do
   esac
 done
 [[ "$ranks" =~ ^[1-9][0-9]*$ ]] || { echo "quickstart: --ranks $ranks is not a number" >&2; exit 2; }
+[[ "$wait_s" =~ ^[1-9][0-9]*$ ]] || { echo "quickstart: --wait $wait_s is not a number" >&2; exit 2; }
 if [[ -n "$model" && ! -f "$model/config.json" ]]; then
   echo "quickstart: --model $model holds no config.json; give a Hugging Face model directory" >&2
   exit 2
@@ -62,6 +66,12 @@ fail() {
   echo "quickstart: $1" >&2
   stop_all
   exit 1
+}
+
+# Why a program failed: the first error of its log, or else the log's end.
+fail_with_log() {
+  grep -m1 -E ' (error|critical) \[' "$2" >&2 || tail -5 "$2" >&2
+  fail "$1; see $2"
 }
 
 build_all() {
@@ -106,8 +116,7 @@ start_server() {
     kill -0 "$server_pid" 2>/dev/null || break
     sleep 0.1
   done
-  tail -5 "$logs/server.log" >&2
-  fail "hadal-server did not start; see $logs/server.log"
+  fail_with_log "hadal-server did not start" "$logs/server.log"
 }
 
 start_workers() {
@@ -118,13 +127,20 @@ start_workers() {
 }
 
 wait_until_ready() {
-  local start=$SECONDS
-  until "$bin/hadal" ready --server "127.0.0.1:$public_port" >/dev/null 2>&1; do
-    if ! kill -0 "$workers_pid" 2>/dev/null; then
-      tail -5 "$logs/workers.log" >&2
-      fail "the workers did not start; see $logs/workers.log"
+  local start=$SECONDS said=$SECONDS error
+  until error="$("$bin/hadal" ready --server "127.0.0.1:$public_port" 2>&1 >/dev/null)"; do
+    kill -0 "$workers_pid" 2>/dev/null || fail_with_log "the workers ended" "$logs/workers.log"
+    kill -0 "$server_pid" 2>/dev/null || fail_with_log "hadal-server ended" "$logs/server.log"
+    if ((SECONDS - start >= wait_s)); then
+      echo "${error##*$'\n'}" >&2
+      fail_with_log "not ready within --wait $wait_s s" "$logs/workers.log"
     fi
-    [[ -t 2 ]] && printf '\rLoading %s on %s ranks... %s s' "$model" "$ranks" $((SECONDS - start)) >&2
+    if [[ -t 2 ]]; then
+      printf '\rLoading %s on %s ranks... %s s' "$model" "$ranks" $((SECONDS - start)) >&2
+    elif ((SECONDS - said >= 5)); then
+      said=$SECONDS
+      echo "Loading $model on $ranks ranks... $((SECONDS - start)) s" >&2
+    fi
     sleep 0.2
   done
   [[ -t 2 ]] && printf '\r\033[K' >&2

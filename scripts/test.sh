@@ -4,6 +4,10 @@
 #   scripts/test.sh release    one build only (release, asan or tsan)
 set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
+case "${1:-}" in
+  -h | --help) sed -n '2,4s/^# \{0,1\}//p' scripts/test.sh; exit 0 ;;
+  -*) echo "test: unknown option $1; --help says what there is" >&2; exit 2 ;;
+esac
 
 builds=("$@")
 [[ ${#builds[@]} -gt 0 ]] || builds=(release asan tsan)

@@ -6,8 +6,8 @@
 
 #include <chrono>
 #include <cstdio>
-#include <fstream>
 
+#include "common/file.h"
 #include "server/engine/grpc_worker_group.h"
 #include "server/frontend/services.h"
 #include "server/options.h"
@@ -26,16 +26,6 @@ void SetUpLog(const ServerOptions& options) {
   log->set_pattern("%Y-%m-%d %H:%M:%S.%e %^%l%$ [server] %v");
   spdlog::set_default_logger(log);
   spdlog::set_level(spdlog::level::from_str(options.log_level));
-}
-
-StatusOr<std::string> ReadSecret(const std::string& path) {
-  if (path.empty()) return std::string();
-  std::ifstream in(path);
-  std::string secret;
-  if (!std::getline(in, secret) || secret.empty()) {
-    return InvalidArgument("--join-secret-file {} cannot be read or is empty", path);
-  }
-  return secret;
 }
 
 // The address with the port that was bound.
@@ -192,10 +182,11 @@ class Server {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // what fails is said in one sentence of ours
   const hadal::ParsedServerOptions parsed = hadal::ParseServerOptions(argc, argv);
   if (parsed.exit) {
-    std::fputs(parsed.text.c_str(), parsed.exit_code == 0 ? stdout : stderr);
-    return parsed.exit_code;
+    std::fputs(parsed.exit->text.c_str(), parsed.exit->code == 0 ? stdout : stderr);
+    return parsed.exit->code;
   }
   // Blocked in every thread, taken by sigtimedwait.
   sigset_t stop_signals;

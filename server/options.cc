@@ -1,6 +1,6 @@
 #include "server/options.h"
 
-#include <CLI/CLI.hpp>
+#include "common/flags.h"
 
 namespace hadal {
 namespace {
@@ -16,7 +16,7 @@ void AddModelFlags(ServedModelOptions* o, CLI::App* app) {
   app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
   app->add_option("--config", o->config_file,
                   "model configuration in place of DIR/config.json, in Hugging Face's or DeepSeek's "
-                  "field names");
+                  "field names; of the same sizes, since the workers load DIR/config.json");
   app->add_option("--chat-template", o->chat_template,
                   "deepseek-v2, deepseek-v3, deepseek-v3-0324, deepseek-r1, deepseek-r1-0528, "
                   "deepseek-v3.1 or chatml (default: from the model's files)");
@@ -38,20 +38,22 @@ void AddEngineFlags(EngineOptions* o, double* step_deadline_s, CLI::App* app) {
       ->check(CLI::Range(1, 65536));
   app->add_option("--step-deadline", *step_deadline_s,
                   "seconds after which a worker group that does not answer is given up")
-      ->check(CLI::Range(0.1, 86400.0))
+      ->check(Seconds(0.1, 86400))
       ->capture_default_str();
 }
 
 void AddServerFlags(ServerOptions* o, CLI::App* app) {
   app->add_option("--listen", o->listen, "address of the public gRPC services; port 0: any free one")
+      ->check(ListenAddress())
       ->capture_default_str();
   app->add_option("--worker-listen", o->worker_listen, "address that worker groups join")
+      ->check(ListenAddress())
       ->capture_default_str();
   app->add_option("--join-secret-file", o->join_secret_file,
                   "file whose first line worker groups must know (their --join-secret-file)");
   app->add_option("--drain-timeout", o->drain_timeout_s,
                   "seconds that SIGTERM or Ctrl-C gives running requests to end")
-      ->check(CLI::Range(0.0, 86400.0))
+      ->check(Seconds(0, 86400))
       ->capture_default_str();
   app->add_option("--log-level", o->log_level, "trace, debug, info, warn or error")
       ->check(CLI::IsMember({"trace", "debug", "info", "warn", "error"}))
@@ -67,15 +69,8 @@ ParsedServerOptions ParseServerOptions(int argc, char** argv) {
   AddModelFlags(&parsed.options.model, &app);
   AddServerFlags(&parsed.options, &app);
   AddEngineFlags(&parsed.options.engine, &step_deadline_s, &app);
-  try {
-    app.parse(argc, argv);
-    parsed.options.engine.step_deadline_us = static_cast<int64_t>(step_deadline_s * 1e6);
-  } catch (const CLI::ParseError& e) {
-    parsed.exit = true;
-    parsed.exit_code = e.get_exit_code();
-    parsed.text = parsed.exit_code == 0 ? app.help()
-                                        : fmt::format("{}\nRun with --help for more.\n", e.what());
-  }
+  parsed.exit = ParseFlags(&app, argc, argv);
+  parsed.options.engine.step_deadline_us = static_cast<int64_t>(step_deadline_s * 1e6);
   return parsed;
 }
 

@@ -1,7 +1,9 @@
 #pragma once
 
+#include <optional>
 #include <string>
 
+#include "common/flags.h"
 #include "server/engine/engine.h"
 #include "server/frontend/served_model.h"
 
@@ -19,9 +21,7 @@ struct ServerOptions {
 
 struct ParsedServerOptions {
   ServerOptions options;
-  bool exit = false;  // --help, or an error: print `text` and leave with exit_code
-  int exit_code = 0;
-  std::string text;
+  std::optional<FlagsExit> exit;
 };
 ParsedServerOptions ParseServerOptions(int argc, char** argv);
 

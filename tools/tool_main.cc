@@ -8,6 +8,7 @@
 #include <exception>
 #include <system_error>
 
+#include "common/flags.h"
 #include "tools/output_directory.h"
 #include "tools/progress.h"
 
@@ -80,19 +81,15 @@ ToolMain::ToolMain(std::string name, std::string description)
 
 int ToolMain::Run(int argc, char** argv, const std::function<StatusOr<OutputPlan>()>& make_plan) {
   std::signal(SIGXFSZ, SIG_IGN);  // a file too large is an error of the write
+  if (const auto exit = ParseFlags(&app_, argc, argv)) {
+    std::fputs(exit->text.c_str(), exit->code == 0 ? stdout : stderr);
+    return exit->code == 0 ? kDone : kUsage;
+  }
   try {
-    app_.parse(argc, argv);
     StatusOr<OutputPlan> plan = make_plan();
     const Status status = plan.ok() ? Execute(*plan) : plan.status();
     if (!status.ok()) std::fprintf(stderr, "%s: %s\n", name_.c_str(), status.message().c_str());
     return CodeOf(status);
-  } catch (const CLI::ParseError& e) {
-    if (e.get_exit_code() == 0) {
-      std::fputs(app_.help().c_str(), stdout);
-      return kDone;
-    }
-    std::fprintf(stderr, "%s: %s; run with --help for more\n", name_.c_str(), e.what());
-    return kUsage;
   } catch (const std::system_error& e) {
     std::fprintf(stderr, "%s: %s; what was finished stays, run again to go on\n", name_.c_str(),
                  e.what());

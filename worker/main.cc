@@ -7,12 +7,12 @@
 #include <chrono>
 #include <cstdio>
 #include <cstdlib>
-#include <fstream>
 #include <functional>
 #include <thread>
 
 #include "common/converted_checkpoint.h"
 #include "common/dummy_checkpoint.h"
+#include "common/file.h"
 #include "common/model_config.h"
 #include "worker/agreement.h"
 #include "worker/backends.h"
@@ -38,16 +38,6 @@ void SetUpLog(const WorkerOptions& options, const MpiPlace& place) {
   log->set_pattern(fmt::format("%Y-%m-%d %H:%M:%S.%e %^%l%$ [worker {}/{}] %v", place.rank, place.world));
   spdlog::set_default_logger(log);
   spdlog::set_level(spdlog::level::from_str(options.log_level));
-}
-
-StatusOr<std::string> ReadSecret(const std::string& path) {
-  if (path.empty()) return std::string();
-  std::ifstream in(path);
-  std::string secret;
-  if (!std::getline(in, secret) || secret.empty()) {
-    return InvalidArgument("--join-secret-file {} cannot be read or is empty", path);
-  }
-  return secret;
 }
 
 using Clock = std::chrono::steady_clock;
@@ -277,6 +267,7 @@ int RunWorker(WorkerOptions options, const MpiPlace& place) {
 }  // namespace hadal
 
 int main(int argc, char** argv) {
+  setenv("GRPC_VERBOSITY", "NONE", 0);  // what fails is said in one sentence of ours
   MPI_Init(&argc, &argv);
   const hadal::MpiPlace place = hadal::GetMpiPlace();
   const hadal::ParsedOptions parsed = hadal::ParseWorkerOptions(argc, argv);

@@ -1,7 +1,6 @@
 #include "worker/options.h"
 
-#include <CLI/CLI.hpp>
-
+#include "common/flags.h"
 #include "worker/backends.h"
 #include "worker/runtime/memory_budget.h"
 
@@ -39,6 +38,7 @@ void AddMemoryFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
 void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
   app->add_option("--model", o->model_dir, "Hugging Face model directory")->required();
   app->add_option("--server", o->server, "hadal-server's --worker-listen address")
+      ->check(ServerAddress())
       ->capture_default_str();
   app->add_option("--tensor-parallel", o->tensor_parallel,
                   "ranks that share one sequence's heads, MLPs and vocabulary (default: all ranks / "
@@ -99,6 +99,7 @@ ParsedOptions ParseWorkerOptions(int argc, char** argv) {
   std::string kv_memory;
   CLI::App app(kDescription, "hadal-worker");
   AddFlags(&parsed.options, &kv_memory, &app);
+  AddVersionFlag(&app);
   try {
     app.parse(argc, argv);
     if (!kv_memory.empty()) {
@@ -109,10 +110,10 @@ ParsedOptions ParseWorkerOptions(int argc, char** argv) {
     int32_t& step_tokens = parsed.options.max_step_tokens;
     if (step_tokens == 0) step_tokens = parsed.options.backend == "cpu" ? 512 : 4096;
   } catch (const CLI::ParseError& e) {
+    const FlagsExit exit = ExitOf(app, e);
     parsed.exit = true;
-    parsed.exit_code = e.get_exit_code();
-    parsed.text = parsed.exit_code == 0 ? app.help()
-                                        : fmt::format("{}\nRun with --help for more.\n", e.what());
+    parsed.exit_code = exit.code;
+    parsed.text = exit.text;
   }
   return parsed;
 }

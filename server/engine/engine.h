@@ -28,7 +28,8 @@ struct EngineOptions {
 };
 
 struct EngineStats {
-  bool ready = false;              // a group has joined and answers
+  bool ready = false;              // a group has joined and answers, and requests are taken
+  bool draining = false;
   uint64_t epoch = 0;              // of the joined group, 0: none
   GroupCapacity capacity;
   int32_t running = 0;

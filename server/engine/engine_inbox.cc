@@ -119,7 +119,9 @@ bool EngineInbox::Drained() const {
 EngineStats EngineInbox::stats() const {
   std::lock_guard lock(mutex_);
   EngineStats stats = stats_;
-  stats.ready = stats.ready && stats.epoch == joined_epoch_;
+  if (stats.epoch != joined_epoch_) stats.epoch = 0;
+  stats.draining = draining_;
+  stats.ready = stats.ready && stats.epoch != 0 && !draining_;
   return stats;
 }
 

@@ -4,6 +4,7 @@
 
 #include <deque>
 #include <mutex>
+#include <set>
 #include <string_view>
 #include <utility>
 
@@ -81,6 +82,21 @@ Status CheckHello(const v1::Hello& hello, const WorkerServiceOptions& options) {
   return CheckRange("max_step_tokens", hello.max_step_tokens(), 1, kMaxStepTokens);
 }
 
+// Warns of each once: a group that waits for its turn asks, and is refused, every two seconds.
+class Refusals {
+ public:
+  void Log(const std::string& peer, const Status& status) {
+    const std::string line = fmt::format("worker group from {} refused: {}", peer, status.ToString());
+    const std::lock_guard lock(mutex_);
+    if (lines_.size() >= 1000) lines_.clear();
+    spdlog::log(lines_.insert(line).second ? spdlog::level::warn : spdlog::level::debug, line);
+  }
+
+ private:
+  std::mutex mutex_;
+  std::set<std::string> lines_;
+};
+
 // One Join stream: reactor and worker group in one object, which gRPC keeps until OnDone and the
 // engine until it has forgotten the group. gRPC calls OnReadDone one at a time and OnWriteDone
 // beside it. A read is outstanding until the stream has ended, so every end of it is seen there:
@@ -89,8 +105,9 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
                           public WorkerGroup,
                           public std::enable_shared_from_this<JoinReactor> {
  public:
-  JoinReactor(const WorkerServiceOptions& options, Engine* engine, std::string peer)
-      : options_(options), engine_(engine), peer_(std::move(peer)) {}
+  JoinReactor(const WorkerServiceOptions& options, Engine* engine, Refusals* refusals,
+              std::string peer)
+      : options_(options), engine_(engine), refusals_(refusals), peer_(std::move(peer)) {}
 
   void Start() {
     self_ = shared_from_this();
@@ -117,7 +134,7 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
   void OnReadDone(bool ok) override {
     const Status status = !ok ? EndOfReading() : epoch_ == 0 ? Greet() : TakeMessage();
     if (status.ok()) return StartRead(&in_);
-    if (epoch_ == 0) spdlog::warn("worker group from {} refused: {}", peer_, status.ToString());
+    if (epoch_ == 0) refusals_->Log(peer_, status);
     // The engine knows when it was the one to end the stream.
     if (End(status) && epoch_ != 0) engine_->OnGroupLost(epoch_, status);
   }
@@ -221,6 +238,7 @@ class JoinReactor final : public grpc::ServerBidiReactor<v1::WorkerMessage, v1::
 
   const WorkerServiceOptions& options_;
   Engine* const engine_;
+  Refusals* const refusals_;
   const std::string peer_;
   std::shared_ptr<JoinReactor> self_;  // until OnDone
   v1::ServerMessage message_;          // being written
@@ -247,7 +265,7 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
 
   grpc::ServerBidiReactor<v1::WorkerMessage, v1::ServerMessage>* Join(
       grpc::CallbackServerContext* context) override {
-    auto reactor = std::make_shared<JoinReactor>(options_, engine_, context->peer());
+    auto reactor = std::make_shared<JoinReactor>(options_, engine_, &refusals_, context->peer());
     reactor->Start();
     return reactor.get();
   }
@@ -255,6 +273,7 @@ class WorkerServiceImpl final : public v1::WorkerService::CallbackService {
  private:
   const WorkerServiceOptions options_;
   Engine* const engine_;
+  Refusals refusals_;
 };
 
 }  // namespace

@@ -35,10 +35,11 @@ class ModelService final : public v1::ModelService::CallbackService {
 
     const EngineStats stats = engine_.stats();
     out->set_ready(stats.ready);
+    out->set_draining(stats.draining);
     out->set_running_requests(stats.running);
     out->set_waiting_requests(stats.waiting);
     out->set_generated_tokens(stats.generated_tokens);
-    if (!stats.ready) return;
+    if (stats.epoch == 0) return;
     v1::WorkerGroupInfo* group = out->add_worker_groups();
     group->set_epoch(stats.epoch);
     group->set_tensor_parallel(stats.capacity.tensor_parallel);

@@ -49,12 +49,48 @@ StatusOr<v1::SamplingOptions> ParseDefaults(const nlohmann::json& json) {
   return defaults;
 }
 
+// The workers compute with the directory's config.json: a --config may name the same sizes in other
+// words, and a shorter context.
+Status CheckSameSizes(const ModelConfig& config, const ModelConfig& workers,
+                      const std::string& config_file) {
+  const std::pair<const char*, int64_t ModelConfig::*> sizes[] = {
+      {"vocab_size", &ModelConfig::vocab_size},
+      {"hidden_size (dim)", &ModelConfig::dim},
+      {"intermediate_size (inter_dim)", &ModelConfig::inter_dim},
+      {"moe_intermediate_size (moe_inter_dim)", &ModelConfig::moe_inter_dim},
+      {"num_hidden_layers (n_layers)", &ModelConfig::n_layers},
+      {"first_k_dense_replace (n_dense_layers)", &ModelConfig::n_dense_layers},
+      {"num_attention_heads (n_heads)", &ModelConfig::n_heads},
+      {"n_routed_experts", &ModelConfig::n_routed_experts},
+      {"n_shared_experts", &ModelConfig::n_shared_experts},
+      {"num_experts_per_tok (n_activated_experts)", &ModelConfig::n_activated_experts},
+      {"q_lora_rank", &ModelConfig::q_lora_rank},
+      {"kv_lora_rank", &ModelConfig::kv_lora_rank},
+      {"qk_nope_head_dim", &ModelConfig::qk_nope_head_dim},
+      {"qk_rope_head_dim", &ModelConfig::qk_rope_head_dim},
+      {"v_head_dim", &ModelConfig::v_head_dim}};
+  for (const auto& [name, size] : sizes) {
+    if (config.*size == workers.*size) continue;
+    return InvalidArgument("--config {}: {} is {}, but {} in the model's config.json, which the workers "
+                           "load; it must describe the same model",
+                           config_file, name, config.*size, workers.*size);
+  }
+  if (config.max_seq_len <= workers.max_seq_len) return OkStatus();
+  return InvalidArgument("--config {}: a context of {} tokens, but {} in the model's config.json, which "
+                         "the workers load",
+                         config_file, config.max_seq_len, workers.max_seq_len);
+}
+
 StatusOr<ModelConfig> ReadConfig(const ServedModelOptions& options,
                                  const nlohmann::json& generation) {
   if (options.config_file.empty()) return LoadModelConfig(options.model_dir);
   HADAL_ASSIGN_OR_RETURN(const nlohmann::json json,
                          ReadJsonFile(options.config_file, kMaxConfigBytes));
-  return ParseModelConfig(json, generation.is_object() ? &generation : nullptr);
+  HADAL_ASSIGN_OR_RETURN(ModelConfig config,
+                         ParseModelConfig(json, generation.is_object() ? &generation : nullptr));
+  HADAL_ASSIGN_OR_RETURN(const ModelConfig workers, LoadModelConfig(options.model_dir));
+  HADAL_RETURN_IF_ERROR(CheckSameSizes(config, workers, options.config_file));
+  return config;
 }
 
 Status ReadTokenizer(const ServedModelOptions& options, ServedModel* model) {

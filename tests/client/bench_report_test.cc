@@ -42,15 +42,16 @@ TEST_CASE("percentiles of nothing are zero") {
 
 TEST_CASE("a report adds up requests; one token has no time per further token") {
   std::vector<RequestTimes> times(3);
-  times[0] = {.ttft = 10, .e2e = 50, .tpot = 20, .itl = {15, 25}, .tokens = 3};
+  times[0] = {.ttft = 10, .e2e = 50, .tpot = 20, .itl = {15, 25}, .tokens = 3, .cached_tokens = 5};
   times[1] = {.ttft = 30, .e2e = 30, .tpot = 0, .itl = {}, .tokens = 1};
   times[2] = {.ttft = 20, .e2e = 26, .tpot = 2, .itl = {6}, .tokens = 4};
-  const BenchReport report = MakeReport(times, 2.5, 7, {{"UNAVAILABLE", 2}});
+  const BenchReport report = MakeReport(times, 2.5, 7, {{StatusCode::kUnavailable, {2, "down"}}});
   REQUIRE(report.seconds == 2.5);
   REQUIRE(report.completed == 3);
   REQUIRE(report.prompt_tokens == 21);
   REQUIRE(report.generated_tokens == 8);
-  REQUIRE(report.errors.at("UNAVAILABLE") == 2);
+  REQUIRE(report.cached_tokens == 5);
+  REQUIRE(report.errors.at(StatusCode::kUnavailable).count == 2);
   REQUIRE(report.ttft_ms.p50 == 20);
   REQUIRE(report.ttft_ms.p99 == 30);
   REQUIRE(report.itl_ms.p50 == 15);
@@ -61,10 +62,20 @@ TEST_CASE("a report adds up requests; one token has no time per further token") 
 }
 
 TEST_CASE("a report of failures alone has no times") {
-  const BenchReport report = MakeReport({}, 1, 7, {{"INTERNAL", 1}});
+  const BenchReport report = MakeReport({}, 1, 7, {{StatusCode::kInternal, {1, ""}}});
   REQUIRE(report.completed == 0);
   REQUIRE(report.generated_tokens == 0);
   REQUIRE(report.e2e_ms.p99 == 0);
+}
+
+TEST_CASE("a load test ends with the code that most of its failures have") {
+  REQUIRE(StatusOf({}, 8).ok());
+  const Status status = StatusOf({{StatusCode::kDeadlineExceeded, {1, ""}},
+                                  {StatusCode::kResourceExhausted, {3, ""}},
+                                  {StatusCode::kUnavailable, {2, ""}}},
+                                 8);
+  REQUIRE(status.code() == StatusCode::kResourceExhausted);
+  REQUIRE(status.message() == "6 of 8 requests failed");
 }
 
 }  // namespace

@@ -53,9 +53,36 @@ TEST_CASE("keys edit the line") {
 }
 
 TEST_CASE("keys that mean nothing leave no trace") {
-  // F5, Shift-Tab, Ctrl-Right, Tab, Ctrl-G, and the marks around a bracketed paste.
-  REQUIRE(Edited("a\033[15~b\033[Zc\033[1;5Cd\te\x07"
+  // F5, Shift-Tab, Ctrl-Right, Ctrl-G, and the marks around a bracketed paste.
+  REQUIRE(Edited("a\033[15~b\033[Zc\033[1;5Cde\x07"
                  "f\033[200~g\033[201~") == "abcdefg");
+}
+
+TEST_CASE("a tab is text of one column") {
+  LineEditor editor;
+  const ReadLines read = Type(&editor, "a\tb" + kLeft + kLeft + "x\r", 1);
+  REQUIRE(read.lines[0].text == "ax\tb");
+  const auto rows = Rows(read.output.substr(0, read.output.rfind("\r\n")));
+  REQUIRE(rows.back().text == "> ax b");
+  REQUIRE(rows.back().column == 4);
+}
+
+TEST_CASE("a paste between marks is one message of several lines") {
+  const std::string begin = "\033[200~";
+  const std::string end = "\033[201~";
+  REQUIRE(Edited("say: " + begin + "eins\rzwei é\r\n\tdrei\n\nfünf\r\n" + end + "!") ==
+          "say: eins\nzwei é\n\tdrei\n\nfünf!");
+  REQUIRE(Edited(begin + "a\x03\033b\x7f" + end) == "ab");  // keys in it are no keys
+  REQUIRE(Edited(begin + end + "x") == "x");
+  LineEditor editor;
+  const ReadLines read = Type(&editor, begin + "a\rb" + end + kLeft + "x\r" + kUp + "\r", 2);
+  REQUIRE(read.lines[0].text == "a\nxb");
+  REQUIRE(read.lines[1].text == "a\nxb");
+  const auto rows = Rows(read.output.substr(0, read.output.find("\r\n")));
+  REQUIRE(rows.back().text == "> a xb");
+  // The terminal is asked for the marks, and no more once the line is read.
+  REQUIRE(read.output.starts_with("\033[?2004h"));
+  REQUIRE(read.output.ends_with("\033[?2004l"));
 }
 
 TEST_CASE("lines are recalled, and the new line is kept meanwhile") {

@@ -90,6 +90,8 @@ TEST_CASE("a config file alone: V3's published numbers") {
   CHECK(Mentions(*text, "671026419200 in all"));
   CHECK(Mentions(*text, "ranks 0 to 15, each: 40.18 GiB"));
   CHECK(Mentions(*text, "no tensor was checked"));
+  // The longest name, and a type behind it.
+  CHECK(Mentions(*text, "  model.layers.*.mlp.shared_experts.down_proj.weight_scale_inv F32 "));
 }
 
 TEST_CASE("the ranks of a layout hold every byte of a checkpoint once per copy") {

@@ -95,7 +95,7 @@ std::vector<Row> Rows(std::string_view output) {
       row.text[column] = output[i];
       ++row.column;
     } else {
-      const size_t last = output.find_first_not_of("0123456789", i + 2);
+      const size_t last = output.find_first_not_of("?0123456789", i + 2);
       HADAL_CHECK(last != std::string_view::npos && output[i + 1] == '[');
       const int number = std::atoi(output.data() + i + 2);
       if (output[last] == 'C') row.column += number;

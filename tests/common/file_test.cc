@@ -14,6 +14,25 @@ std::string Refusal(std::string_view text) {
   return parsed.status().message();
 }
 
+TEST_CASE("a secret is the first line, whatever ends it") {
+  const testing::TempDir dir;
+  const auto read = [&](const std::string& bytes) {
+    dir.Write("secret", bytes);
+    return ReadSecret(dir.path() + "/secret");
+  };
+  for (const char* bytes :
+       {"open sesame", "open sesame\n", "open sesame\r\n", "open sesame \t\r\nmore"}) {
+    CHECK(*read(bytes) == "open sesame");
+  }
+  CHECK(*read(" x\n") == " x");
+  for (const char* bytes : {"", "\n", "\r\n", "  \nsecond"}) {
+    CHECK(read(bytes).status().code() == StatusCode::kInvalidArgument);
+  }
+  CHECK(*ReadSecret("") == "");
+  const Status none = ReadSecret(dir.path() + "/none").status();
+  CHECK(none.message().find("--join-secret-file " + dir.path()) == 0);
+}
+
 TEST_CASE("JSON that is fine") {
   const auto parsed = ParseJson(R"({"a":{"b":[{"b":1},{"b":2}],"a":"}"},"b":"é"})", "f.json");
   REQUIRE(parsed.ok());

@@ -63,8 +63,12 @@ class Deployment:
             self.server = subprocess.Popen(
                 [binary("hadal-server"), "--model", model, "--listen", "127.0.0.1:0",
                  "--worker-listen", worker_listen, *server_flags], stderr=log)
-        self.address = self.bound("serving gRPC on")
-        self.worker_address = self.bound("waiting for workers on")
+        try:
+            self.address = self.bound("serving gRPC on")
+            self.worker_address = self.bound("waiting for workers on")
+        except BaseException:
+            self.__exit__(*sys.exc_info())
+            raise
 
     def __enter__(self):
         return self

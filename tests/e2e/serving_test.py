@@ -1,10 +1,10 @@
 """What a user sees of a healthy server: streamed text, determinism, concurrency, errors, drain."""
 
+import json
 import random
 import signal
 import subprocess
 import tempfile
-import time
 import unittest
 
 from deployment import SEED, Deployment, binary, finish, make_model, wait_for
@@ -127,16 +127,30 @@ class ServingTest(unittest.TestCase):
         self.assertEqual(chat.returncode, 0, chat.stderr)
         chat.stdout.decode()  # valid UTF-8
 
+    def test_text_from_standard_input(self):
+        prompt = random_text(40) + "\tx"
+        for flag in ("--prompt", "--chat"):
+            flags = ["--max-tokens", "5", "--ignore-eos"]
+            given = self.hadal.generate(flag, prompt, *flags)
+            read = subprocess.run([binary("hadal"), "generate", "--server", self.hadal.address,
+                                   "--json", flag, "-", *flags], input=prompt.encode() + b"\n",
+                                  capture_output=True, timeout=60, check=True)
+            self.assertEqual(json.loads(read.stdout)["prompt_token_ids"], given["prompt_token_ids"])
+
     def test_bench(self):
-        code, out, err = self.run_bench("--concurrency", "8", "--requests", "16", "--prompt-tokens",
-                                        "50", "--max-tokens", "10", "--json")
-        self.assertEqual(code, 0, err)
-        self.assertIn('"completed":16', out.replace(" ", ""))
+        flags = ["--concurrency", "8", "--requests", "16", "--prompt-tokens", "130",
+                 "--max-tokens", "10", "--json"]
+        first, second = self.run_bench(*flags), self.run_bench(*flags)
+        self.assertEqual(first["completed"], 16)
+        self.assertEqual(first["errors"], {})
+        self.assertNotEqual(first["seed"], second["seed"])
+        self.assertEqual((first["cached_tokens"], second["cached_tokens"]), (0, 0))
+        again = self.run_bench(*flags, "--seed", str(second["seed"]))
+        self.assertEqual(again["seed"], second["seed"])
+        self.assertGreater(again["cached_tokens"], 0)
 
     def run_bench(self, *flags):
-        client = self.hadal.start(*flags, subcommand="bench")
-        out, err = client.communicate(timeout=60)
-        return client.returncode, out.decode(), err.decode()
+        return finish(self.hadal.start(*flags, subcommand="bench"))
 
 
 class OtherServersTest(unittest.TestCase):
@@ -146,6 +160,11 @@ class OtherServersTest(unittest.TestCase):
             with Deployment(directory, ranks=1).start_workers() as hadal:
                 answer = hadal.generate("--token-ids", "1,2,3", "--max-tokens", "5", "--ignore-eos")
                 self.assertEqual((len(answer["token_ids"]), answer["text"]), (5, ""))
+                code, out, err = hadal.run("--token-ids", "1,2,3", "--max-tokens", "5",
+                                           "--ignore-eos", "--temperature", "0")
+                greedy = hadal.generate("--token-ids", "1,2,3", "--max-tokens", "5", "--ignore-eos",
+                                        "--temperature", "0")["token_ids"]
+                self.assertEqual((code, out), (0, " ".join(map(str, greedy)) + "\n"), err)
                 code, _, err = hadal.run("--prompt", "x")
                 self.assertEqual(code, 1)
                 self.assertIn("FAILED_PRECONDITION", err)
@@ -157,7 +176,14 @@ class OtherServersTest(unittest.TestCase):
                 client = hadal.start("--json", "--prompt", "x", "--max-tokens", "500", "--ignore-eos")
                 wait_for(lambda: hadal.status()["running_requests"] == 1, "the request runs")
                 hadal.server.send_signal(signal.SIGTERM)
-                time.sleep(0.3)
+                wait_for(lambda: hadal.status()["draining"], "the server drains")
+                status = hadal.status()
+                self.assertFalse(status["ready"])
+                self.assertEqual(len(status["worker_groups"]), 1)
+                ready = subprocess.run([binary("hadal"), "ready", "--server", hadal.address],
+                                       capture_output=True, text=True, timeout=20, check=False)
+                self.assertEqual(ready.returncode, 1)
+                self.assertIn("the server is shutting down", ready.stderr)
                 code, _, err = hadal.run("--prompt", "x")
                 self.assertEqual(code, 1)
                 self.assertIn("UNAVAILABLE", err)

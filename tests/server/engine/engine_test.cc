@@ -252,6 +252,8 @@ TEST_CASE("draining refuses new requests and finishes the old ones") {
   CHECK(!f.engine->Drained());
   f.engine->StartDrain();
   CHECK(!f.engine->Drained());
+  const EngineStats stats = f.engine->stats();
+  CHECK((stats.draining && !stats.ready && stats.epoch == 1));
   CHECK(f.engine->Submit(f.MakeRequest(3, 2), std::make_shared<RecordingSink>()).code() ==
         StatusCode::kUnavailable);
   f.engine->Cancel(cancelled.id);

@@ -169,7 +169,9 @@ class Workload {
     const int64_t again_us = engine_->RunOnce();
     REQUIRE(again_us >= 0);
     const EngineStats stats = engine_->stats();
-    REQUIRE(stats.ready == (group_ != nullptr && !group_->closed));
+    const bool joined = group_ != nullptr && !group_->closed;
+    REQUIRE(stats.ready == (joined && !stats.draining));
+    REQUIRE((stats.epoch != 0) == joined);
     REQUIRE(stats.free_blocks <= stats.total_blocks);
   }
 

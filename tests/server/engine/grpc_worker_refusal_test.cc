@@ -1,6 +1,10 @@
 // Who may join: the first message of a worker stream.
 
+#include <spdlog/sinks/ostream_sink.h>
+
+#include <algorithm>
 #include <optional>
+#include <sstream>
 
 #include "proto/worker_protocol.h"
 #include "tests/server/engine/raw_worker.h"
@@ -80,6 +84,32 @@ TEST_CASE("the first message decides who may join") {
   REQUIRE(worker.Write(MakeHello()));
   CHECK(worker.Read().has_value());
   CHECK(fixture.engine.WaitForLosses(0).empty());
+}
+
+TEST_CASE("a group that asks again and again is logged once for each reason") {
+  WorkerServer fixture;
+  std::ostringstream log;
+  const auto previous = spdlog::default_logger();
+  spdlog::set_default_logger(std::make_shared<spdlog::logger>(
+      "test", std::make_shared<spdlog::sinks::ostream_sink_mt>(log)));
+  spdlog::set_level(spdlog::level::warn);
+  const auto lines = [&] {
+    const std::string text = log.str();
+    return std::count(text.begin(), text.end(), '\n');
+  };
+  // A channel that lives on keeps the connection, so that the server sees one peer.
+  const auto channel =
+      grpc::CreateChannel(fixture.server.address(), grpc::InsecureChannelCredentials());
+  REQUIRE(channel->WaitForConnected(std::chrono::system_clock::now() + std::chrono::seconds(20)));
+  fixture.engine.Refuse({StatusCode::kAborted, "another is joined"});
+  for (int i = 0; i < 3; ++i) Refusal(fixture, [](v1::Hello*) {});
+  CHECK(lines() == 1);
+  for (int i = 0; i < 3; ++i) {
+    Refusal(fixture, [](v1::Hello* hello) { hello->set_join_secret("x"); });
+  }
+  CHECK(lines() == 2);
+  CHECK(Mentions(log.str(), "another is joined"));
+  spdlog::set_default_logger(previous);
 }
 
 TEST_CASE("capacities that cannot be are refused by name") {
