@@ -19,7 +19,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kPoll{100};
-constexpr int kKeepaliveMs = 20'000;
 
 void SetUpLog(const ServerOptions& options) {
   auto log = spdlog::stderr_color_mt("server");
@@ -84,10 +83,7 @@ class Server {
     services_.push_back(MakeTokenizerService(intake_.get()));
     services_.push_back(MakeModelService(model_.get(), engine_.get()));
     grpc::ServerBuilder builder;
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kKeepaliveMs / 2);
+    ConfigurePublicServer(&builder);
     for (const auto& service : services_) builder.RegisterService(service.get());
     builder.RegisterService(health_->service());
     int port = 0;
