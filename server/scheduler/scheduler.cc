@@ -73,11 +73,40 @@ void Scheduler::GroupLost() {
     }
   }
   groups_.clear();
+  Blame();
   in_flight_.clear();
-  for (auto& [order, sequence] : sequences_) {
-    sequence.rows_in_flight = 0;
-    sequence.samples_in_flight = 0;
+}
+
+// Whoever had rows in flight may be the cause.
+void Scheduler::Blame() {
+  for (const PlanInFlight& plan : in_flight_) {
+    for (const PlanInFlight::Group& group : plan.groups) {
+      for (size_t i = 0; i < group.rows.size(); ++i) {
+        Sequence* sequence = Find(group.owners[i]);
+        if (sequence == nullptr) continue;
+        const int32_t end = group.rows[i].start_pos + group.rows[i].num_tokens;
+        sequence->lost_at = std::max(sequence->lost_at, end);
+      }
+    }
   }
+  for (auto it = sequences_.begin(); it != sequences_.end();) {
+    Sequence* sequence = &(it++)->second;
+    if (sequence->rows_in_flight > 0) ++sequence->losses;
+    sequence->rows_in_flight = 0;
+    sequence->samples_in_flight = 0;
+    if (sequence->losses >= kLossesOfSuspect) suspects_.insert(sequence->order);
+    if (sequence->losses >= kLossesToFail) {
+      Fail(sequence, Internal("the workers were lost {} times while this request ran, the last time "
+                              "with no other beside it",
+                              sequence->losses));
+    }
+  }
+}
+
+void Scheduler::Acquit(Sequence* sequence) {
+  sequence->losses = 0;
+  sequence->lost_at = 0;
+  suspects_.erase(sequence->order);
 }
 
 std::vector<RequestEvent> Scheduler::TakeEvents() { return std::exchange(events_, {}); }
@@ -125,6 +154,7 @@ void Scheduler::Erase(Sequence* sequence) {
   }
   deadlines_.erase({sequence->request.deadline_us, sequence->order});
   orders_.erase(sequence->request.id);
+  suspects_.erase(sequence->order);
   sequences_.erase(sequence->order);
 }
 

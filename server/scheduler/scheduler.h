@@ -23,6 +23,8 @@ namespace hadal {
 class Scheduler {
  public:
   static constexpr size_t kMaxPlansInFlight = 2;
+  static constexpr int32_t kLossesOfSuspect = 2;  // in a row: from then on it runs alone
+  static constexpr int32_t kLossesToFail = 3;     // the last of them alone
 
   explicit Scheduler(int32_t step_token_budget);
 
@@ -36,7 +38,8 @@ class Scheduler {
 
   // REQUIRES: no group is joined; the capacity's numbers are positive.
   void GroupJoined(uint64_t epoch, const GroupCapacity& capacity);
-  // All running requests wait again, with the tokens that they have.
+  // All running requests wait again, with the tokens that they have, but for one that must have been
+  // the cause, which fails.
   void GroupLost();
 
   // The next plan, nothing while there is none to make: no group, no work, two plans in flight, or
@@ -65,6 +68,8 @@ class Scheduler {
   void StopWaiting(const Sequence& sequence);
   void Erase(Sequence* sequence);
   void Fail(Sequence* sequence, Status status);
+  void Blame();
+  void Acquit(Sequence* sequence);
   void FailIfTooLarge(Sequence* sequence);
 
   // scheduler_plan.cc
@@ -73,6 +78,8 @@ class Scheduler {
   bool GrowTable(GroupState* group, GroupDraft* draft, Sequence* sequence);
   void Preempt(GroupState* group, Sequence* victim);
   void PlanChunks(GroupState* group, GroupDraft* draft, int32_t chunk);
+  void MakeWay();
+  Sequence* NextToAdmit();
   void Admit(std::vector<GroupDraft>* drafts, int32_t chunk, int64_t now_us);
   bool TryPlace(Sequence* sequence, int32_t group_index, GroupDraft* draft, int64_t now_us);
   std::vector<int32_t> GroupsByLoad() const;
@@ -87,6 +94,7 @@ class Scheduler {
   std::unordered_map<uint64_t, uint64_t> orders_;     // by Request::id
   std::map<uint64_t, Sequence*> waiting_;             // by order
   std::set<std::pair<int64_t, uint64_t>> deadlines_;  // (deadline, order) of requests with one
+  std::set<uint64_t> suspects_;  // orders; while there are any, only the first of them may run
   int64_t waiting_prompt_tokens_ = 0;
   uint64_t next_order_ = 1;
   std::vector<RequestEvent> events_;

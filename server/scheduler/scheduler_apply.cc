@@ -25,6 +25,10 @@ Status Scheduler::Apply(const StepResult& result, int64_t now_us) {
       const PlanRow& row = group.rows[i];
       Sequence* sequence = Find(group.owners[i]);  // null: finished while this was in flight
       if (sequence != nullptr) --sequence->rows_in_flight;
+      if (sequence != nullptr && sequence->losses > 0 &&
+          row.start_pos + row.num_tokens >= sequence->lost_at) {
+        Acquit(sequence);
+      }
       if (sequence != nullptr && row.prompt_logprobs) {
         const auto& found =
             *std::ranges::find(result.groups[g].prompt_logprobs, row.slot, &PromptLogprobs::slot);
