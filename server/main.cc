@@ -50,7 +50,9 @@ class Server {
     HADAL_ASSIGN_OR_RETURN(model_, LoadServedModel(options_.model));
     HADAL_ASSIGN_OR_RETURN(const std::string secret, ReadSecret(options_.join_secret_file));
     DescribeModel();
-    engine_ = MakeEngine(options_.engine, &clock_);
+    EngineOptions engine_options = options_.engine;
+    engine_options.vocab_limit = model_->vocab_limit;
+    engine_ = MakeEngine(engine_options, &clock_);
     engine_->Start();
     intake_ = std::make_unique<Intake>(model_.get(), engine_.get(), &clock_);
     HADAL_RETURN_IF_ERROR(Listen(secret));

@@ -7,7 +7,9 @@
 
 namespace hadal {
 
-Scheduler::Scheduler(int32_t step_token_budget) : step_token_budget_(step_token_budget) {
+Scheduler::Scheduler(int32_t step_token_budget, int32_t vocab_limit)
+    : step_token_budget_(step_token_budget),
+      vocab_limit_(vocab_limit) {
   HADAL_CHECK(step_token_budget >= 1, "step_token_budget {}", step_token_budget);
 }
 

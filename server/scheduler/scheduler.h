@@ -26,7 +26,8 @@ class Scheduler {
   static constexpr int32_t kLossesOfSuspect = 2;  // in a row: from then on it runs alone
   static constexpr int32_t kLossesToFail = 3;     // the last of them alone
 
-  explicit Scheduler(int32_t step_token_budget);
+  // `vocab_limit`: workers draw ids below it.
+  explicit Scheduler(int32_t step_token_budget, int32_t vocab_limit = INT32_MAX);
 
   // The request waits from now on. REQUIRES: no live request has its id.
   void Add(Request request);
@@ -90,6 +91,7 @@ class Scheduler {
   RequestEvent EventOf(const Sequence& sequence) const;
 
   const int32_t step_token_budget_;
+  const int32_t vocab_limit_;
   std::map<uint64_t, Sequence> sequences_;            // by order; addresses stay
   std::unordered_map<uint64_t, uint64_t> orders_;     // by Request::id
   std::map<uint64_t, Sequence*> waiting_;             // by order
