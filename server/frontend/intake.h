@@ -51,7 +51,8 @@ class Intake {
                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
                                     Status (*work)(const In&, const ServedModel&, Out*)) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const bool queued = requests_.Post([this, request, response, reactor, work] {
+    const bool queued = requests_.Post([this, context, request, response, reactor, work] {
+      if (context->IsCancelled()) return reactor->Finish(grpc::Status::CANCELLED);
       In in;
       Out out;
       Status status = ParseMessage(*request, &in);
@@ -78,6 +79,7 @@ class Intake {
   void Take(uint64_t id, const grpc::ByteBuffer& bytes, int64_t deadline_us,
             const std::shared_ptr<EventWriter>& writer) {
     const bool queued = requests_.Post([this, id, bytes, deadline_us, writer] {
+      if (writer->cancelled()) return;
       Wire wire;
       Status status = ParseMessage(bytes, &wire);
       if (status.ok()) status = Submit(id, deadline_us, BuildRequest(wire, *model_), writer);

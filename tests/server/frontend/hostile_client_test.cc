@@ -1,13 +1,94 @@
 // What clients may do to the server that other clients must not feel.
 
+#include <atomic>
+#include <future>
 #include <string>
 
 #include "hadal/v1/tokenizer.grpc.pb.h"
 #include "tests/server/frontend/front.h"
 
 namespace hadal {
+namespace {
 
 using testing::Front;
+using testing::MakeRequest;
+
+// Tells what is encoded, and holds its thread at the text "gate" while that is shut.
+class GatedTokenizer final : public Tokenizer {
+ public:
+  explicit GatedTokenizer(std::unique_ptr<Tokenizer> inner) : inner_(std::move(inner)) {}
+
+  std::vector<int32_t> EncodeText(std::string_view text) const override {
+    ++encoded;
+    if (text == "gate") shut.wait(true);
+    return inner_->EncodeText(text);
+  }
+  std::vector<int32_t> EncodeWithControl(std::string_view text) const override {
+    return inner_->EncodeWithControl(text);
+  }
+  std::string_view TokenBytes(int32_t id) const override { return inner_->TokenBytes(id); }
+  bool IsSpecial(int32_t id) const override { return inner_->IsSpecial(id); }
+  std::string Decode(std::span<const int32_t> ids, bool skip) const override {
+    return inner_->Decode(ids, skip);
+  }
+  std::optional<int32_t> ControlId(std::string_view content) const override {
+    return inner_->ControlId(content);
+  }
+  int32_t id_limit() const override { return inner_->id_limit(); }
+  std::optional<int32_t> bos_id() const override { return inner_->bos_id(); }
+  bool add_bos() const override { return inner_->add_bos(); }
+  const std::string& chat_template() const override { return inner_->chat_template(); }
+
+  void Open() {
+    shut = false;
+    shut.notify_all();
+  }
+
+  mutable std::atomic<int> encoded = 0;
+  std::atomic<bool> shut = true;
+
+ private:
+  const std::unique_ptr<Tokenizer> inner_;
+};
+
+GatedTokenizer* InstallGate(const Front& front) {
+  auto gated = std::make_unique<GatedTokenizer>(std::move(front.model->tokenizer));
+  GatedTokenizer* gate = gated.get();
+  front.model->tokenizer = std::move(gated);
+  return gate;
+}
+
+grpc::Status Count(const std::shared_ptr<grpc::Channel>& channel, const std::string& text,
+                   std::chrono::milliseconds timeout = testing::kPatience) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  v1::CountRequest request;
+  request.set_text(text);
+  v1::CountResponse response;
+  return v1::TokenizerService::NewStub(channel)->Count(&context, request, &response);
+}
+
+grpc::Status GenerateOnce(const std::shared_ptr<grpc::Channel>& channel,
+                          std::chrono::milliseconds timeout) {
+  grpc::ClientContext context;
+  context.set_deadline(std::chrono::system_clock::now() + timeout);
+  v1::GenerateRequest request = MakeRequest(0, 1);
+  request.set_text("abandoned");
+  v1::Completion completion;
+  return v1::GenerateService::NewStub(channel)->GenerateOnce(&context, request, &completion);
+}
+
+// Holds the intake's thread until Open.
+std::future<grpc::Status> StandInTheWay(const std::shared_ptr<grpc::Channel>& channel,
+                                        GatedTokenizer* gate) {
+  gate->shut = true;
+  const int before = gate->encoded;
+  auto standing = std::async(std::launch::async, [channel] { return Count(channel, "gate"); });
+  while (gate->encoded == before) std::this_thread::yield();
+  return standing;
+}
+
+}  // namespace
 
 TEST_CASE("compressed messages are refused before they are inflated") {
   const Front front;
@@ -25,6 +106,29 @@ TEST_CASE("compressed messages are refused before they are inflated") {
           (algorithm == GRPC_COMPRESS_NONE ? grpc::OK : grpc::UNIMPLEMENTED));
     CHECK(response.tokens() == (algorithm == GRPC_COMPRESS_NONE ? 100'000 : 0));
   }
+}
+
+TEST_CASE("what a client no longer waits for is neither parsed nor encoded") {
+  const Front front;
+  GatedTokenizer* gate = InstallGate(front);
+  const auto channel = front.Connect();
+  // The server learns of a deadline a moment later than the client.
+  bool spared = false;
+  for (auto moment = std::chrono::milliseconds(50); !spared && moment < std::chrono::seconds(5);
+       moment *= 2) {
+    auto standing = StandInTheWay(channel, gate);
+    const int before = gate->encoded;
+    CHECK(Count(channel, "abandoned", std::chrono::milliseconds(20)).error_code() ==
+          grpc::DEADLINE_EXCEEDED);
+    CHECK(GenerateOnce(channel, std::chrono::milliseconds(20)).error_code() ==
+          grpc::DEADLINE_EXCEEDED);
+    std::this_thread::sleep_for(moment);
+    gate->Open();
+    CHECK(standing.get().ok());
+    CHECK(Count(channel, "last").ok());  // behind the two in the queue
+    spared = gate->encoded == before + 1;
+  }
+  CHECK(spared);
 }
 
 }  // namespace hadal
