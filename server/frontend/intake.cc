@@ -6,22 +6,37 @@
 
 namespace hadal {
 
-Intake::Intake(const ServedModel* model, Engine* engine, const Clock* clock)
+Intake::Intake(const ServedModel* model, Engine* engine, const Clock* clock,
+               const IntakeLimits& limits)
     : model_(model),
       engine_(engine),
       clock_(clock),
+      limits_(limits),
       // Bounded by the requests that the engine admits: each is in the queue once at most.
       answers_(std::numeric_limits<size_t>::max(),
                [](const std::shared_ptr<Answer>& answer) { answer->HandleEvents(); }),
-      requests_(kMaxQueued, [](const std::function<void()>& work) { work(); }) {}
+      requests_(limits.queued_requests, [](const std::function<void()>& work) { work(); }) {}
 
 void Intake::Stop() {
   requests_.Stop();
   answers_.Stop();
 }
 
-Status Intake::TooMany() {
-  return ResourceExhausted("{} requests wait to be read, the limit; try again later", kMaxQueued);
+bool Intake::Queue(size_t bytes, std::function<void()> work) {
+  const bool fits = (queued_bytes_ += bytes) <= limits_.queued_bytes;
+  if (fits && requests_.Post([this, bytes, work = std::move(work)] {
+        queued_bytes_ -= bytes;
+        work();
+      })) {
+    return true;
+  }
+  queued_bytes_ -= bytes;
+  return false;
+}
+
+Status Intake::TooMany() const {
+  return ResourceExhausted("the requests that wait to be read have reached the limit, {} or {} bytes of "
+                           "them; try again later", limits_.queued_requests, limits_.queued_bytes);
 }
 
 int64_t Intake::DeadlineUs(const grpc::CallbackServerContext& context) const {

@@ -53,8 +53,9 @@ class CountingWorkers final : public WorkerGroup {
 };
 
 struct Front {
-  explicit Front(bool with_workers = true, const EngineOptions& options = {})
-      : engine(MakeEngine(options, &clock)) {
+  explicit Front(bool with_workers = true, const EngineOptions& options = {},
+                 const IntakeLimits& limits = {})
+      : engine(MakeEngine(options, &clock)), intake(model.get(), engine.get(), &clock, limits) {
     spdlog::set_level(spdlog::level::off);
     engine->Start();
     if (with_workers) CHECK(engine->Join(std::make_shared<CountingWorkers>(engine.get())).ok());
@@ -96,7 +97,7 @@ struct Front {
   SteadyClock clock;
   std::unique_ptr<ServedModel> model = MakeServedModel(1 << 20);
   std::unique_ptr<Engine> engine;
-  Intake intake{model.get(), engine.get(), &clock};
+  Intake intake;
   std::vector<std::unique_ptr<grpc::Service>> services = [this] {
     std::vector<std::unique_ptr<grpc::Service>> all;
     all.push_back(MakeGenerateService(&intake));

@@ -1,5 +1,6 @@
 // What clients may do to the server that other clients must not feel.
 
+#include <algorithm>
 #include <atomic>
 #include <future>
 #include <string>
@@ -129,6 +130,37 @@ TEST_CASE("what a client no longer waits for is neither parsed nor encoded") {
     spared = gate->encoded == before + 1;
   }
   CHECK(spared);
+}
+
+TEST_CASE("requests that wait to be read are bounded in bytes") {
+  const Front front(/*with_workers=*/false, {}, {.queued_bytes = 10'000});
+  GatedTokenizer* gate = InstallGate(front);
+  const auto channel = front.Connect();
+  CHECK(Count(channel, std::string(11'000, 'a')).error_code() == grpc::RESOURCE_EXHAUSTED);
+  // What has been read, or refused, counts no more.
+  for (int i = 0; i < 10; ++i) CHECK(Count(channel, std::string(9'000, 'a')).ok());
+  auto standing = StandInTheWay(channel, gate);
+  std::vector<std::future<grpc::Status>> waiting;
+  for (int i = 0; i < 5; ++i) {
+    waiting.push_back(std::async(std::launch::async,
+                                 [&channel] { return Count(channel, std::string(4'000, 'a')); }));
+  }
+  // Two of the five find room: the other three are answered while the thread is held.
+  const auto ready = [](const std::future<grpc::Status>& future) {
+    return future.wait_for(std::chrono::seconds(0)) == std::future_status::ready;
+  };
+  CHECK(
+      front.Await([&](const EngineStats&) { return std::ranges::count_if(waiting, ready) == 3; }));
+  gate->Open();
+  CHECK(standing.get().ok());
+  int served = 0;
+  for (auto& future : waiting) {
+    const grpc::Status status = future.get();
+    served += status.ok();
+    if (!status.ok()) CHECK(status.error_code() == grpc::RESOURCE_EXHAUSTED);
+  }
+  CHECK(served == 2);
+  CHECK(Count(channel, std::string(9'000, 'a')).ok());
 }
 
 }  // namespace hadal
