@@ -134,13 +134,14 @@ class Server {
     return sigtimedwait(&stop_signals, nullptr, &poll) > 0;
   }
 
-  // Running requests end; a second signal or the end of --drain-timeout ends them.
+  // Running requests end and their answers are read; a second signal or the end of --drain-timeout ends
+  // both.
   void Drain(const sigset_t& stop_signals) {
     health_->SetServing(false);
     engine_->StartDrain();
     const auto start = steady_clock::now();
     auto next_line = start;
-    while (!engine_->Drained()) {
+    while (!engine_->Drained() || intake_->open_calls() > 0) {
       const auto now = steady_clock::now();
       if (now - start >= std::chrono::duration<double>(options_.drain_timeout_s)) {
         spdlog::warn("ending what still runs after {} s", options_.drain_timeout_s);
@@ -148,7 +149,8 @@ class Server {
       }
       if (now >= next_line) {
         const EngineStats stats = engine_->stats();
-        spdlog::info("draining: {} requests run, {} wait", stats.running, stats.waiting);
+        spdlog::info("draining: {} requests run, {} wait, {} calls are open", stats.running, stats.waiting,
+                     intake_->open_calls());
         next_line = now + std::chrono::seconds(2);
       }
       if (Signalled(stop_signals)) return spdlog::warn("a second signal: ending what still runs");

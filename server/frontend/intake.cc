@@ -22,6 +22,12 @@ void Intake::Stop() {
   answers_.Stop();
 }
 
+std::function<void()> Intake::CancelOf(uint64_t id) {
+  ++open_calls_;
+  const std::shared_ptr<void> open(nullptr, [this](void*) { --open_calls_; });
+  return [this, id, open] { engine_->Cancel(id); };
+}
+
 bool Intake::Queue(size_t bytes, std::function<void()> work) {
   const bool fits = (queued_bytes_ += bytes) <= limits_.queued_bytes;
   if (fits && requests_.Post([this, bytes, work = std::move(work)] {

@@ -37,7 +37,7 @@ class Intake {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request) {
     const uint64_t id = engine_->NextRequestId();
-    auto call = MakeStreamWriter(kMaxBufferedBytes, [this, id] { engine_->Cancel(id); });
+    auto call = MakeStreamWriter(kMaxBufferedBytes, CancelOf(id));
     Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
     return call.reactor;
   }
@@ -47,7 +47,7 @@ class Intake {
   grpc::ServerUnaryReactor* Once(grpc::CallbackServerContext* context,
                                  const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
     const uint64_t id = engine_->NextRequestId();
-    auto call = MakeCompletionWriter(response, [this, id] { engine_->Cancel(id); });
+    auto call = MakeCompletionWriter(response, CancelOf(id));
     Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
     return call.reactor;
   }
@@ -71,12 +71,17 @@ class Intake {
     return reactor;
   }
 
+  // Calls of Stream and Once that have not ended: their answer is still made, or still read.
+  int open_calls() const { return open_calls_; }
+
   // Handles what waits, then ends both threads.
   void Stop();
 
  private:
   static constexpr size_t kMaxBufferedBytes = 1 << 20;  // of one stream whose client does not read
 
+  // What a writer calls to cancel its request. The call is open for as long as the writer lives.
+  std::function<void()> CancelOf(uint64_t id);
   // `work` will run on the intake's thread. False: too many requests wait, or too many `bytes`.
   bool Queue(size_t bytes, std::function<void()> work);
   Status TooMany() const;
@@ -105,6 +110,7 @@ class Intake {
   const Clock* const clock_;
   const IntakeLimits limits_;
   std::atomic<size_t> queued_bytes_ = 0;
+  std::atomic<int> open_calls_ = 0;
   AnswerQueue answers_;
   WorkQueue<std::function<void()>> requests_;
 };

@@ -73,9 +73,12 @@ TEST_CASE("a client that reads late but in time gets everything") {
   const auto stub = v1::GenerateService::NewStub(front.Connect());
   const auto reader = stub->Generate(&context, MakeRequest(10, 50'000));  // fits the buffer
   REQUIRE(front.Await([](const EngineStats& s) { return s.generated_tokens >= 50'000; }));
+  CHECK(front.AwaitIdle());
+  CHECK(front.intake.open_calls() == 1);
   const Stream stream = Read(reader.get());
   CHECK(stream.status.ok());
   CHECK(stream.tokens == Counted(10, 50'000));
+  CHECK(front.Await([&](const EngineStats&) { return front.intake.open_calls() == 0; }));
 }
 
 TEST_CASE("a cancelled call frees its blocks") {
