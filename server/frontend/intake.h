@@ -22,6 +22,7 @@ namespace hadal {
 struct IntakeLimits {
   size_t queued_requests = 4096;
   size_t queued_bytes = 256 << 20;  // of queued requests together
+  UnreadLimits unread;
 };
 
 // The way of a request from its bytes to the engine: gRPC's threads only queue it; one thread parses,
@@ -37,7 +38,7 @@ class Intake {
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request) {
     const uint64_t id = engine_->NextRequestId();
-    auto call = MakeStreamWriter(kMaxBufferedBytes, CancelOf(id));
+    auto call = MakeStreamWriter(context, limits_.unread, CancelOf(id));
     Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
     return call.reactor;
   }
@@ -78,8 +79,6 @@ class Intake {
   void Stop();
 
  private:
-  static constexpr size_t kMaxBufferedBytes = 1 << 20;  // of one stream whose client does not read
-
   // What a writer calls to cancel its request. The call is open for as long as the writer lives.
   std::function<void()> CancelOf(uint64_t id);
   // `work` will run on the intake's thread. False: too many requests wait, or too many `bytes`.

@@ -1,3 +1,5 @@
+#include <grpcpp/alarm.h>
+
 #include <algorithm>
 #include <deque>
 #include <mutex>
@@ -15,8 +17,9 @@ class StreamWriter final : public EventWriter,
                            public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public std::enable_shared_from_this<StreamWriter> {
  public:
-  StreamWriter(size_t max_buffered_bytes, std::function<void()> on_cancel)
-      : max_buffered_bytes_(max_buffered_bytes), on_cancel_(std::move(on_cancel)) {}
+  StreamWriter(grpc::CallbackServerContext* context, const UnreadLimits& limits,
+               std::function<void()> on_cancel)
+      : limits_(limits), on_cancel_(std::move(on_cancel)), context_(context) {}
 
   void KeepAliveUntilDone() { self_ = shared_from_this(); }
 
@@ -26,7 +29,7 @@ class StreamWriter final : public EventWriter,
       std::lock_guard lock(mutex_);
       if (ended_) return;
       Buffer(std::move(event));
-      slow = buffered_bytes_ > max_buffered_bytes_;
+      slow = buffered_bytes_ > limits_.bytes;
     }
     if (slow) return EndSlowStream();
     Advance();
@@ -61,7 +64,13 @@ class StreamWriter final : public EventWriter,
     Advance();
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    {
+      std::lock_guard lock(context_mutex_);
+      context_ = nullptr;
+    }
+    self_.reset();
+  }
 
  private:
   // REQUIRES: mutex_ held.
@@ -108,13 +117,26 @@ class StreamWriter final : public EventWriter,
     }
     cancelled_ = true;
     on_cancel_();
+    alarm_.Set(std::chrono::system_clock::now() + limits_.grace, [weak = weak_from_this()](bool) {
+      if (const auto self = weak.lock()) self->GiveUp();
+    });
     Advance();
   }
 
-  const size_t max_buffered_bytes_;
+  // Without this, whoever never reads would keep the call and what is being written for ever.
+  void GiveUp() {
+    std::lock_guard lock(context_mutex_);
+    if (context_ != nullptr) context_->TryCancel();
+  }
+
+  const UnreadLimits limits_;
   const std::function<void()> on_cancel_;
   std::shared_ptr<StreamWriter> self_;  // until OnDone
   grpc::ByteBuffer bytes_;              // being written
+  grpc::Alarm alarm_;                   // set once at most
+  std::recursive_mutex context_mutex_;  // recursive: TryCancel may lead to OnDone on this thread
+  // Guarded by context_mutex_; null: the call is over.
+  grpc::CallbackServerContext* context_;
   std::mutex mutex_;
   // All below are guarded by mutex_.
   std::deque<v1::Event> events_;
@@ -128,8 +150,8 @@ class StreamWriter final : public EventWriter,
 }  // namespace
 
 CallWriter<grpc::ServerWriteReactor<grpc::ByteBuffer>> MakeStreamWriter(
-    size_t max_buffered_bytes, std::function<void()> on_cancel) {
-  auto writer = std::make_shared<StreamWriter>(max_buffered_bytes, std::move(on_cancel));
+    grpc::CallbackServerContext* context, const UnreadLimits& limits, std::function<void()> on_cancel) {
+  auto writer = std::make_shared<StreamWriter>(context, limits, std::move(on_cancel));
   writer->KeepAliveUntilDone();
   return {writer, writer.get()};
 }

@@ -163,4 +163,20 @@ TEST_CASE("requests that wait to be read are bounded in bytes") {
   CHECK(Count(channel, std::string(9'000, 'a')).ok());
 }
 
+TEST_CASE("a client that never reads keeps nothing of the server") {
+  const Front front(/*with_workers=*/true, {}, {.unread = {.grace = std::chrono::seconds(1)}});
+  v1::GenerateRequest request = MakeRequest(10, 100'000);
+  request.mutable_output()->set_logprobs(20);
+  const auto stub = v1::GenerateService::NewStub(front.Connect());
+  grpc::ClientContext contexts[3];
+  std::vector<std::unique_ptr<grpc::ClientReader<v1::Event>>> unread;
+  for (grpc::ClientContext& context : contexts) unread.push_back(stub->Generate(&context, request));
+  const auto open = [&](int calls) {
+    return front.Await([&](const EngineStats&) { return front.intake.open_calls() == calls; });
+  };
+  CHECK(open(3));
+  CHECK(open(0));
+  for (const auto& reader : unread) CHECK_FALSE(testing::Read(reader.get()).status.ok());
+}
+
 }  // namespace hadal
