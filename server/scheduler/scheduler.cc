@@ -26,7 +26,7 @@ void Scheduler::Add(Request request) {
     deadlines_.emplace(sequence.request.deadline_us, order);
   }
   Wait(&sequence);
-  FailIfTooLarge(&sequence);
+  FitOrFail(&sequence);
 }
 
 void Scheduler::Cancel(uint64_t id) {
@@ -63,7 +63,7 @@ void Scheduler::GroupJoined(uint64_t epoch, const GroupCapacity& capacity) {
 
   std::vector<Sequence*> waiting;
   for (const auto& [order, sequence] : waiting_) waiting.push_back(sequence);
-  for (Sequence* sequence : waiting) FailIfTooLarge(sequence);
+  for (Sequence* sequence : waiting) FitOrFail(sequence);
 }
 
 void Scheduler::GroupLost() {
@@ -167,16 +167,23 @@ void Scheduler::Fail(Sequence* sequence, Status status) {
   Erase(sequence);
 }
 
-void Scheduler::FailIfTooLarge(Sequence* sequence) {
+void Scheduler::FitOrFail(Sequence* sequence) {
   if (groups_.empty()) return;
-  const int32_t needed = BlocksFor(sequence->max_kv_tokens());
   const int32_t total = groups_.front().cache.num_blocks();
+  Request& request = sequence->request;
+  if (request.max_tokens_is_default) {
+    // The last token needs no KV.
+    const int64_t held = int64_t{total} * kBlockSize + 1 - sequence->prompt_length();
+    request.max_tokens = static_cast<int32_t>(
+        std::clamp<int64_t>(held, sequence->num_generated() + 1, request.max_tokens));
+  }
+  const int32_t needed = BlocksFor(sequence->max_kv_tokens());
   if (needed <= total) return;
   Fail(sequence,
        FailedPrecondition(
            "a prompt of {} tokens with max_tokens {} needs {} KV blocks of {} tokens, "
-           "and the workers have {}; lower max_tokens or start the workers with more",
-           sequence->prompt_length(), sequence->request.max_tokens, needed, kBlockSize, total));
+           "and the workers have {}; shorten it, lower max_tokens or start the workers with more",
+           sequence->prompt_length(), request.max_tokens, needed, kBlockSize, total));
 }
 
 }  // namespace hadal

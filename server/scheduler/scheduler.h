@@ -71,7 +71,7 @@ class Scheduler {
   void Fail(Sequence* sequence, Status status);
   void Blame();
   void Acquit(Sequence* sequence);
-  void FailIfTooLarge(Sequence* sequence);
+  void FitOrFail(Sequence* sequence);
 
   // scheduler_plan.cc
   std::vector<GroupDraft> PlanRows(int64_t now_us, bool* decoding);
