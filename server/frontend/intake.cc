@@ -1,10 +1,13 @@
 #include "server/frontend/intake.h"
 
+#include <grpc/support/time.h>
 #include <spdlog/spdlog.h>
 
 #include <limits>
 
 namespace hadal {
+
+constexpr int64_t kFarAwaySeconds = int64_t{10} * 365 * 24 * 3600;
 
 Intake::Intake(const ServedModel* model, Engine* engine, const Clock* clock,
                const IntakeLimits& limits)
@@ -46,11 +49,11 @@ Status Intake::TooMany() const {
 }
 
 int64_t Intake::DeadlineUs(const grpc::CallbackServerContext& context) const {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return INT64_MAX;
-  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
-      deadline - std::chrono::system_clock::now());
-  return clock_->NowUs() + left.count();
+  // Not deadline(): its nanoseconds overflow after the year 2262, which a header may name.
+  const gpr_timespec deadline = context.raw_deadline();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  if (left.tv_sec > kFarAwaySeconds) return INT64_MAX;
+  return clock_->NowUs() + left.tv_sec * 1'000'000 + left.tv_nsec / 1000;
 }
 
 Status Intake::Submit(uint64_t id, int64_t deadline_us, StatusOr<BuiltRequest> built,

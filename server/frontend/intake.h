@@ -84,7 +84,7 @@ class Intake {
   // `work` will run on the intake's thread. False: too many requests wait, or too many `bytes`.
   bool Queue(size_t bytes, std::function<void()> work);
   Status TooMany() const;
-  // Of the engine's clock.
+  // Of the engine's clock; INT64_MAX: none, or years away.
   int64_t DeadlineUs(const grpc::CallbackServerContext& context) const;
 
   template <typename Wire>

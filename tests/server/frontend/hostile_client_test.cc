@@ -1,5 +1,9 @@
 // What clients may do to the server that other clients must not feel.
 
+#include <netinet/in.h>
+#include <sys/socket.h>
+#include <unistd.h>
+
 #include <algorithm>
 #include <atomic>
 #include <future>
@@ -89,6 +93,50 @@ std::future<grpc::Status> StandInTheWay(const std::shared_ptr<grpc::Channel>& ch
   return standing;
 }
 
+// A GenerateOnce over a plain socket, whose grpc-timeout may be what no gRPC client would send.
+class RawCall {
+ public:
+  RawCall(int port, const std::string& timeout) : socket_(socket(AF_INET, SOCK_STREAM, 0)) {
+    sockaddr_in address{.sin_family = AF_INET, .sin_port = htons(static_cast<uint16_t>(port))};
+    address.sin_addr.s_addr = htonl(INADDR_LOOPBACK);
+    REQUIRE(connect(socket_, reinterpret_cast<const sockaddr*>(&address), sizeof(address)) == 0);
+    std::string headers;
+    const std::pair<std::string, std::string> fields[] = {
+        {":method", "POST"},
+        {":scheme", "http"},
+        {":path", "/hadal.v1.GenerateService/GenerateOnce"},
+        {":authority", "localhost"},
+        {"te", "trailers"},
+        {"content-type", "application/grpc"},
+        {"grpc-timeout", timeout}};
+    for (const auto& [name, value] : fields) {
+      headers += '\0';  // a literal, not to be indexed
+      headers += static_cast<char>(name.size()) + name;
+      headers += static_cast<char>(value.size()) + value;
+    }
+    const std::string message = MakeRequest(3, 3).SerializeAsString();
+    REQUIRE(message.size() < 128);
+    const std::string prefix{0, 0, 0, 0, static_cast<char>(message.size())};
+    constexpr char kSettings = 4, kHeaders = 1, kData = 0, kEndHeaders = 4, kEndStream = 1;
+    const std::string bytes = "PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + Frame(kSettings, 0, 0, "") +
+                              Frame(kHeaders, kEndHeaders, 1, headers) +
+                              Frame(kData, kEndStream, 1, prefix + message);
+    REQUIRE(write(socket_, bytes.data(), bytes.size()) == std::ssize(bytes));
+  }
+  ~RawCall() { close(socket_); }
+
+ private:
+  static std::string Frame(char type, char flags, char stream, const std::string& content) {
+    const auto size = static_cast<int>(content.size());
+    return std::string{
+               0,     static_cast<char>(size >> 8), static_cast<char>(size), type, flags, 0, 0, 0,
+               stream} +
+           content;
+  }
+
+  const int socket_;
+};
+
 }  // namespace
 
 TEST_CASE("compressed messages are refused before they are inflated") {
@@ -177,6 +225,18 @@ TEST_CASE("a client that never reads keeps nothing of the server") {
   CHECK(open(3));
   CHECK(open(0));
   for (const auto& reader : unread) CHECK_FALSE(testing::Read(reader.get()).status.ok());
+}
+
+TEST_CASE("a deadline in the far future is none, in whatever unit it is written") {
+  const Front front(/*with_workers=*/false);
+  const char* timeouts[] = {"30S",      "27000H",    "2306400H", "2562047H",
+                            "9999999H", "99999999H", "99999999M"};
+  std::vector<std::unique_ptr<RawCall>> calls;
+  for (const char* timeout : timeouts) {
+    CAPTURE(timeout);
+    calls.push_back(std::make_unique<RawCall>(front.port, timeout));
+    CHECK(front.Await([&](const EngineStats& s) { return s.waiting == std::ssize(calls); }));
+  }
 }
 
 }  // namespace hadal
