@@ -1,6 +1,5 @@
 #include <grpcpp/alarm.h>
 
-#include <algorithm>
 #include <deque>
 #include <mutex>
 #include <string>
@@ -48,7 +47,7 @@ class StreamWriter final : public EventWriter,
     {
       std::lock_guard lock(mutex_);
       writing_ = false;
-      if (!ok) events_.clear();
+      if (!ok) DropEvents();
     }
     Advance();
   }
@@ -57,7 +56,7 @@ class StreamWriter final : public EventWriter,
     cancelled_ = true;
     {
       std::lock_guard lock(mutex_);
-      events_.clear();
+      DropEvents();
       if (!std::exchange(ended_, true)) status_ = grpc::Status::CANCELLED;
     }
     on_cancel_();
@@ -73,14 +72,27 @@ class StreamWriter final : public EventWriter,
   }
 
  private:
+  struct Waiting {
+    v1::Event event;
+    size_t bytes;  // of what was put together in it, as it came; the whole is smaller
+  };
+
   // REQUIRES: mutex_ held.
   void Buffer(v1::Event event) {
-    buffered_bytes_ += event.ByteSizeLong();
-    if (event.has_delta() && !events_.empty() && events_.back().has_delta()) {
-      AppendDelta(event.delta(), events_.back().mutable_delta());
+    const size_t bytes = event.ByteSizeLong();
+    buffered_bytes_ += bytes;
+    if (event.has_delta() && !events_.empty() && events_.back().event.has_delta()) {
+      AppendDelta(event.delta(), events_.back().event.mutable_delta());
+      events_.back().bytes += bytes;
     } else {
-      events_.push_back(std::move(event));
+      events_.push_back({std::move(event), bytes});
     }
+  }
+
+  // REQUIRES: mutex_ held.
+  void DropEvents() {
+    events_.clear();
+    buffered_bytes_ = 0;
   }
 
   // Starts the next write, or the end of the stream when all is written.
@@ -90,8 +102,8 @@ class StreamWriter final : public EventWriter,
       std::lock_guard lock(mutex_);
       if (writing_ || finished_) return;
       if (!events_.empty()) {
-        bytes_ = SerialiseMessage(events_.front());
-        buffered_bytes_ -= std::min(buffered_bytes_, events_.front().ByteSizeLong());
+        bytes_ = SerialiseMessage(events_.front().event);
+        buffered_bytes_ -= events_.front().bytes;
         events_.pop_front();
         writing_ = write = true;
       } else if (ended_) {
@@ -111,7 +123,7 @@ class StreamWriter final : public EventWriter,
     {
       std::lock_guard lock(mutex_);
       if (std::exchange(ended_, true)) return;
-      events_.clear();
+      DropEvents();
       status_ = {grpc::StatusCode::RESOURCE_EXHAUSTED,
                  "the client does not read its answer: too much of it is waiting"};
     }
@@ -139,8 +151,8 @@ class StreamWriter final : public EventWriter,
   grpc::CallbackServerContext* context_;
   std::mutex mutex_;
   // All below are guarded by mutex_.
-  std::deque<v1::Event> events_;
-  size_t buffered_bytes_ = 0;
+  std::deque<Waiting> events_;
+  size_t buffered_bytes_ = 0;  // of all in events_
   bool writing_ = false;
   bool ended_ = false;     // no event follows
   bool finished_ = false;  // gRPC was told

@@ -239,4 +239,26 @@ TEST_CASE("a deadline in the far future is none, in whatever unit it is written"
   }
 }
 
+TEST_CASE("a reader that is a little behind stays so however long its answer is") {
+  bool ended = false;
+  const auto call = MakeStreamWriter(nullptr, {.bytes = 1000}, [&ended] { ended = true; });
+  v1::Event event;
+  event.mutable_delta()->set_text("abcd");
+  event.mutable_delta()->add_logprobs(-1);
+  call.writer->Write(event);
+  for (int i = 0; i < 10'000; ++i) {  // two deltas wait, as one, while one is written
+    call.writer->Write(event);
+    call.writer->Write(event);
+    call.reactor->OnWriteDone(true);
+  }
+  CHECK_FALSE(ended);
+  // One that stops reading is found at the limit.
+  const size_t most = 1000 / event.ByteSizeLong();
+  for (size_t i = 0; i < most; ++i) call.writer->Write(event);
+  CHECK_FALSE(ended);
+  call.writer->Write(event);
+  CHECK(ended);
+  call.reactor->OnDone();
+}
+
 }  // namespace hadal
