@@ -54,8 +54,11 @@ class CountingWorkers final : public WorkerGroup {
 
 struct Front {
   explicit Front(bool with_workers = true, const EngineOptions& options = {},
-                 const IntakeLimits& limits = {})
-      : engine(MakeEngine(options, &clock)), intake(model.get(), engine.get(), &clock, limits) {
+                 const IntakeLimits& limits = {},
+                 std::unique_ptr<ServedModel> served = MakeServedModel(1 << 20))
+      : model(std::move(served)),
+        engine(MakeEngine(options, &clock)),
+        intake(model.get(), engine.get(), &clock, limits) {
     spdlog::set_level(spdlog::level::off);
     engine->Start();
     if (with_workers) CHECK(engine->Join(std::make_shared<CountingWorkers>(engine.get())).ok());
@@ -95,7 +98,7 @@ struct Front {
   }
 
   SteadyClock clock;
-  std::unique_ptr<ServedModel> model = MakeServedModel(1 << 20);
+  const std::unique_ptr<ServedModel> model;
   std::unique_ptr<Engine> engine;
   Intake intake;
   std::vector<std::unique_ptr<grpc::Service>> services = [this] {

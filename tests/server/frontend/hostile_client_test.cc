@@ -56,11 +56,13 @@ class GatedTokenizer final : public Tokenizer {
   const std::unique_ptr<Tokenizer> inner_;
 };
 
-GatedTokenizer* InstallGate(const Front& front) {
-  auto gated = std::make_unique<GatedTokenizer>(std::move(front.model->tokenizer));
-  GatedTokenizer* gate = gated.get();
-  front.model->tokenizer = std::move(gated);
-  return gate;
+// The gate stands in front of the model's own tokenizer.
+std::unique_ptr<ServedModel> MakeGatedModel(GatedTokenizer** gate) {
+  auto model = testing::MakeServedModel();
+  auto gated = std::make_unique<GatedTokenizer>(std::move(model->tokenizer));
+  *gate = gated.get();
+  model->tokenizer = std::move(gated);
+  return model;
 }
 
 grpc::Status Count(const std::shared_ptr<grpc::Channel>& channel, const std::string& text,
@@ -158,8 +160,8 @@ TEST_CASE("compressed messages are refused before they are inflated") {
 }
 
 TEST_CASE("what a client no longer waits for is neither parsed nor encoded") {
-  const Front front;
-  GatedTokenizer* gate = InstallGate(front);
+  GatedTokenizer* gate = nullptr;
+  const Front front(/*with_workers=*/true, {}, {}, MakeGatedModel(&gate));
   const auto channel = front.Connect();
   // The server learns of a deadline a moment later than the client.
   bool spared = false;
@@ -181,8 +183,8 @@ TEST_CASE("what a client no longer waits for is neither parsed nor encoded") {
 }
 
 TEST_CASE("requests that wait to be read are bounded in bytes") {
-  const Front front(/*with_workers=*/false, {}, {.queued_bytes = 10'000});
-  GatedTokenizer* gate = InstallGate(front);
+  GatedTokenizer* gate = nullptr;
+  const Front front(/*with_workers=*/false, {}, {.queued_bytes = 10'000}, MakeGatedModel(&gate));
   const auto channel = front.Connect();
   CHECK(Count(channel, std::string(11'000, 'a')).error_code() == grpc::RESOURCE_EXHAUSTED);
   // What has been read, or refused, counts no more.
