@@ -19,7 +19,6 @@ using std::chrono::milliseconds;
 using std::chrono::steady_clock;
 
 constexpr milliseconds kPoll{100};
-constexpr int kKeepaliveMs = 20'000;
 
 void SetUpLog(const ServerOptions& options) {
   auto log = spdlog::stderr_color_mt("server");
@@ -51,7 +50,9 @@ class Server {
     HADAL_ASSIGN_OR_RETURN(model_, LoadServedModel(options_.model));
     HADAL_ASSIGN_OR_RETURN(const std::string secret, ReadSecret(options_.join_secret_file));
     DescribeModel();
-    engine_ = MakeEngine(options_.engine, &clock_);
+    EngineOptions engine_options = options_.engine;
+    engine_options.vocab_limit = model_->vocab_limit;
+    engine_ = MakeEngine(engine_options, &clock_);
     engine_->Start();
     intake_ = std::make_unique<Intake>(model_.get(), engine_.get(), &clock_);
     HADAL_RETURN_IF_ERROR(Listen(secret));
@@ -84,10 +85,7 @@ class Server {
     services_.push_back(MakeTokenizerService(intake_.get()));
     services_.push_back(MakeModelService(model_.get(), engine_.get()));
     grpc::ServerBuilder builder;
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIME_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_TIMEOUT_MS, kKeepaliveMs);
-    builder.AddChannelArgument(GRPC_ARG_KEEPALIVE_PERMIT_WITHOUT_CALLS, 1);
-    builder.AddChannelArgument(GRPC_ARG_HTTP2_MIN_RECV_PING_INTERVAL_WITHOUT_DATA_MS, kKeepaliveMs / 2);
+    ConfigurePublicServer(&builder);
     for (const auto& service : services_) builder.RegisterService(service.get());
     builder.RegisterService(health_->service());
     int port = 0;
@@ -136,13 +134,14 @@ class Server {
     return sigtimedwait(&stop_signals, nullptr, &poll) > 0;
   }
 
-  // Running requests end; a second signal or the end of --drain-timeout ends them.
+  // Running requests end and their answers are read; a second signal or the end of --drain-timeout ends
+  // both.
   void Drain(const sigset_t& stop_signals) {
     health_->SetServing(false);
     engine_->StartDrain();
     const auto start = steady_clock::now();
     auto next_line = start;
-    while (!engine_->Drained()) {
+    while (!engine_->Drained() || intake_->open_calls() > 0) {
       const auto now = steady_clock::now();
       if (now - start >= std::chrono::duration<double>(options_.drain_timeout_s)) {
         spdlog::warn("ending what still runs after {} s", options_.drain_timeout_s);
@@ -150,7 +149,8 @@ class Server {
       }
       if (now >= next_line) {
         const EngineStats stats = engine_->stats();
-        spdlog::info("draining: {} requests run, {} wait", stats.running, stats.waiting);
+        spdlog::info("draining: {} requests run, {} wait, {} calls are open", stats.running, stats.waiting,
+                     intake_->open_calls());
         next_line = now + std::chrono::seconds(2);
       }
       if (Signalled(stop_signals)) return spdlog::warn("a second signal: ending what still runs");

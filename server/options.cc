@@ -52,7 +52,8 @@ void AddServerFlags(ServerOptions* o, CLI::App* app) {
   app->add_option("--join-secret-file", o->join_secret_file,
                   "file whose first line worker groups must know (their --join-secret-file)");
   app->add_option("--drain-timeout", o->drain_timeout_s,
-                  "seconds that SIGTERM or Ctrl-C gives running requests to end")
+                  "seconds that SIGTERM or Ctrl-C gives running requests to end and their answers to be "
+                  "read; a second one gives none")
       ->check(Seconds(0, 86400))
       ->capture_default_str();
   app->add_option("--log-level", o->log_level, "trace, debug, info, warn or error")

@@ -24,6 +24,7 @@ struct EngineOptions {
   int64_t max_waiting_tokens = 1 << 20;      // their prompts' tokens together
   // Prompt and decode tokens of one step and D group, if the workers take as many.
   int32_t step_token_budget = std::numeric_limits<int32_t>::max();
+  int32_t vocab_limit = std::numeric_limits<int32_t>::max();  // workers draw ids below it
   int64_t step_deadline_us = 120'000'000;    // a plan unanswered for longer ends its group
 };
 

@@ -14,7 +14,10 @@ std::unique_ptr<Engine> MakeEngine(const EngineOptions& options, const Clock* cl
 }
 
 EngineLoop::EngineLoop(const EngineOptions& options, const Clock* clock)
-    : options_(options), clock_(clock), inbox_(options), scheduler_(options.step_token_budget) {}
+    : options_(options),
+      clock_(clock),
+      inbox_(options),
+      scheduler_(options.step_token_budget, options.vocab_limit) {}
 
 EngineLoop::~EngineLoop() { Stop(); }
 

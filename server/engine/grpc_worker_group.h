@@ -23,7 +23,7 @@ struct WorkerServiceOptions {
 // joined (worth trying again).
 std::unique_ptr<grpc::Service> MakeWorkerService(const WorkerServiceOptions& options, Engine* engine);
 
-// Message sizes, and pings that find a vanished worker within about 20 s.
+// Messages of any size but none compressed, and pings that find a vanished worker within about 20 s.
 void ConfigureWorkerServer(grpc::ServerBuilder* builder);
 
 }  // namespace hadal

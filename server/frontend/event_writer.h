@@ -3,6 +3,7 @@
 #include <grpcpp/grpcpp.h>
 
 #include <atomic>
+#include <chrono>
 #include <functional>
 #include <memory>
 
@@ -33,10 +34,16 @@ struct CallWriter {
   Reactor* reactor;  // to be returned to gRPC; keeps `writer` alive until the call is over
 };
 
+struct UnreadLimits {
+  size_t bytes = 1 << 20;                   // of one stream whose client does not read
+  std::chrono::milliseconds grace{10'000};  // for that client to read its status
+};
+
 // Server stream of Events. While the client does not read, text is put together into one Delta; over
-// max_buffered_bytes the stream ends with RESOURCE_EXHAUSTED.
+// limits.bytes the stream ends with RESOURCE_EXHAUSTED, and limits.grace later the call is cancelled if
+// the client has not read even that. `context` is the call's.
 CallWriter<grpc::ServerWriteReactor<grpc::ByteBuffer>> MakeStreamWriter(
-    size_t max_buffered_bytes, std::function<void()> on_cancel);
+    grpc::CallbackServerContext* context, const UnreadLimits& limits, std::function<void()> on_cancel);
 
 // Unary call: a Completion at the end. `response` is the call's.
 CallWriter<grpc::ServerUnaryReactor> MakeCompletionWriter(grpc::ByteBuffer* response,

@@ -1,35 +1,59 @@
 #include "server/frontend/intake.h"
 
+#include <grpc/support/time.h>
 #include <spdlog/spdlog.h>
 
 #include <limits>
 
 namespace hadal {
 
-Intake::Intake(const ServedModel* model, Engine* engine, const Clock* clock)
+constexpr int64_t kFarAwaySeconds = int64_t{10} * 365 * 24 * 3600;
+
+Intake::Intake(const ServedModel* model, Engine* engine, const Clock* clock,
+               const IntakeLimits& limits)
     : model_(model),
       engine_(engine),
       clock_(clock),
+      limits_(limits),
       // Bounded by the requests that the engine admits: each is in the queue once at most.
       answers_(std::numeric_limits<size_t>::max(),
                [](const std::shared_ptr<Answer>& answer) { answer->HandleEvents(); }),
-      requests_(kMaxQueued, [](const std::function<void()>& work) { work(); }) {}
+      requests_(limits.queued_requests, [](const std::function<void()>& work) { work(); }) {}
 
 void Intake::Stop() {
   requests_.Stop();
   answers_.Stop();
 }
 
-Status Intake::TooMany() {
-  return ResourceExhausted("{} requests wait to be read, the limit; try again later", kMaxQueued);
+std::function<void()> Intake::CancelOf(uint64_t id) {
+  ++open_calls_;
+  const std::shared_ptr<void> open(nullptr, [this](void*) { --open_calls_; });
+  return [this, id, open] { engine_->Cancel(id); };
+}
+
+bool Intake::Queue(size_t bytes, std::function<void()> work) {
+  const bool fits = (queued_bytes_ += bytes) <= limits_.queued_bytes;
+  if (fits && requests_.Post([this, bytes, work = std::move(work)] {
+        queued_bytes_ -= bytes;
+        work();
+      })) {
+    return true;
+  }
+  queued_bytes_ -= bytes;
+  return false;
+}
+
+Status Intake::TooMany() const {
+  return ResourceExhausted("the requests that wait to be read have reached the limit, {} or {} bytes of "
+                           "them; try again later", limits_.queued_requests, limits_.queued_bytes);
 }
 
 int64_t Intake::DeadlineUs(const grpc::CallbackServerContext& context) const {
-  const auto deadline = context.deadline();
-  if (deadline == std::chrono::system_clock::time_point::max()) return INT64_MAX;
-  const auto left = std::chrono::duration_cast<std::chrono::microseconds>(
-      deadline - std::chrono::system_clock::now());
-  return clock_->NowUs() + left.count();
+  // Not deadline(): its nanoseconds overflow after the year 2262, which a header may name.
+  const gpr_timespec deadline = context.raw_deadline();
+  const gpr_timespec left = gpr_time_sub(deadline, gpr_now(deadline.clock_type));
+  if (left.tv_sec > kFarAwaySeconds) return INT64_MAX;
+  return clock_->NowUs() + left.tv_sec * 1'000'000 + left.tv_nsec / 1000;
 }
 
 Status Intake::Submit(uint64_t id, int64_t deadline_us, StatusOr<BuiltRequest> built,

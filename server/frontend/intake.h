@@ -2,6 +2,7 @@
 
 #include <grpcpp/grpcpp.h>
 
+#include <atomic>
 #include <chrono>
 #include <functional>
 #include <memory>
@@ -18,19 +19,26 @@
 
 namespace hadal {
 
+struct IntakeLimits {
+  size_t queued_requests = 4096;
+  size_t queued_bytes = 256 << 20;  // of queued requests together
+  UnreadLimits unread;
+};
+
 // The way of a request from its bytes to the engine: gRPC's threads only queue it; one thread parses,
 // validates, encodes and submits, another writes the answers.
 class Intake {
  public:
   // Pointers outlive the intake.
-  Intake(const ServedModel* model, Engine* engine, const Clock* clock);
+  Intake(const ServedModel* model, Engine* engine, const Clock* clock,
+         const IntakeLimits& limits = {});
 
   // The reactor of a call whose request is a `Wire` message and whose answer is a stream of events.
   template <typename Wire>
   grpc::ServerWriteReactor<grpc::ByteBuffer>* Stream(grpc::CallbackServerContext* context,
                                                      const grpc::ByteBuffer* request) {
     const uint64_t id = engine_->NextRequestId();
-    auto call = MakeStreamWriter(kMaxBufferedBytes, [this, id] { engine_->Cancel(id); });
+    auto call = MakeStreamWriter(context, limits_.unread, CancelOf(id));
     Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
     return call.reactor;
   }
@@ -40,7 +48,7 @@ class Intake {
   grpc::ServerUnaryReactor* Once(grpc::CallbackServerContext* context,
                                  const grpc::ByteBuffer* request, grpc::ByteBuffer* response) {
     const uint64_t id = engine_->NextRequestId();
-    auto call = MakeCompletionWriter(response, [this, id] { engine_->Cancel(id); });
+    auto call = MakeCompletionWriter(response, CancelOf(id));
     Take<Wire>(id, *request, DeadlineUs(*context), call.writer);
     return call.reactor;
   }
@@ -51,7 +59,8 @@ class Intake {
                                     const grpc::ByteBuffer* request, grpc::ByteBuffer* response,
                                     Status (*work)(const In&, const ServedModel&, Out*)) {
     grpc::ServerUnaryReactor* reactor = context->DefaultReactor();
-    const bool queued = requests_.Post([this, request, response, reactor, work] {
+    const bool queued = Queue(request->Length(), [this, context, request, response, reactor, work] {
+      if (context->IsCancelled()) return reactor->Finish(grpc::Status::CANCELLED);
       In in;
       Out out;
       Status status = ParseMessage(*request, &in);
@@ -63,21 +72,26 @@ class Intake {
     return reactor;
   }
 
+  // Calls of Stream and Once that have not ended: their answer is still made, or still read.
+  int open_calls() const { return open_calls_; }
+
   // Handles what waits, then ends both threads.
   void Stop();
 
  private:
-  static constexpr size_t kMaxQueued = 4096;
-  static constexpr size_t kMaxBufferedBytes = 1 << 20;  // of one stream whose client does not read
-
-  static Status TooMany();
-  // Of the engine's clock.
+  // What a writer calls to cancel its request. The call is open for as long as the writer lives.
+  std::function<void()> CancelOf(uint64_t id);
+  // `work` will run on the intake's thread. False: too many requests wait, or too many `bytes`.
+  bool Queue(size_t bytes, std::function<void()> work);
+  Status TooMany() const;
+  // Of the engine's clock; INT64_MAX: none, or years away.
   int64_t DeadlineUs(const grpc::CallbackServerContext& context) const;
 
   template <typename Wire>
   void Take(uint64_t id, const grpc::ByteBuffer& bytes, int64_t deadline_us,
             const std::shared_ptr<EventWriter>& writer) {
-    const bool queued = requests_.Post([this, id, bytes, deadline_us, writer] {
+    const bool queued = Queue(bytes.Length(), [this, id, bytes, deadline_us, writer] {
+      if (writer->cancelled()) return;
       Wire wire;
       Status status = ParseMessage(bytes, &wire);
       if (status.ok()) status = Submit(id, deadline_us, BuildRequest(wire, *model_), writer);
@@ -93,6 +107,9 @@ class Intake {
   const ServedModel* const model_;
   Engine* const engine_;
   const Clock* const clock_;
+  const IntakeLimits limits_;
+  std::atomic<size_t> queued_bytes_ = 0;
+  std::atomic<int> open_calls_ = 0;
   AnswerQueue answers_;
   WorkQueue<std::function<void()>> requests_;
 };

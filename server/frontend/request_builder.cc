@@ -99,6 +99,7 @@ Status BuildLimits(const v1::SamplingOptions& wire, std::string_view what, const
   }
   if (!wire.has_max_tokens()) {
     request->max_tokens = static_cast<int32_t>(left);
+    request->max_tokens_is_default = true;
     return OkStatus();
   }
   if (wire.max_tokens() < 1) {

@@ -18,6 +18,10 @@ std::unique_ptr<grpc::Service> MakeGenerateService(Intake* intake);
 std::unique_ptr<grpc::Service> MakeTokenizerService(Intake* intake);
 std::unique_ptr<grpc::Service> MakeModelService(const ServedModel* model, const Engine* engine);
 
+// Pings that find a vanished client, and no compressed messages: gRPC inflates one before its size is
+// known to anybody, so a few kilobytes could take gigabytes.
+void ConfigurePublicServer(grpc::ServerBuilder* builder);
+
 // grpc.health.v1 of the server and of each public service, which all need the worker group. gRPC's own
 // calls itself SERVING until a server that listens already tells it something else; this one is
 // NOT_SERVING until it is told.

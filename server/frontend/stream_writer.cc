@@ -1,4 +1,5 @@
-#include <algorithm>
+#include <grpcpp/alarm.h>
+
 #include <deque>
 #include <mutex>
 #include <string>
@@ -15,8 +16,9 @@ class StreamWriter final : public EventWriter,
                            public grpc::ServerWriteReactor<grpc::ByteBuffer>,
                            public std::enable_shared_from_this<StreamWriter> {
  public:
-  StreamWriter(size_t max_buffered_bytes, std::function<void()> on_cancel)
-      : max_buffered_bytes_(max_buffered_bytes), on_cancel_(std::move(on_cancel)) {}
+  StreamWriter(grpc::CallbackServerContext* context, const UnreadLimits& limits,
+               std::function<void()> on_cancel)
+      : limits_(limits), on_cancel_(std::move(on_cancel)), context_(context) {}
 
   void KeepAliveUntilDone() { self_ = shared_from_this(); }
 
@@ -26,7 +28,7 @@ class StreamWriter final : public EventWriter,
       std::lock_guard lock(mutex_);
       if (ended_) return;
       Buffer(std::move(event));
-      slow = buffered_bytes_ > max_buffered_bytes_;
+      slow = buffered_bytes_ > limits_.bytes;
     }
     if (slow) return EndSlowStream();
     Advance();
@@ -45,7 +47,7 @@ class StreamWriter final : public EventWriter,
     {
       std::lock_guard lock(mutex_);
       writing_ = false;
-      if (!ok) events_.clear();
+      if (!ok) DropEvents();
     }
     Advance();
   }
@@ -54,24 +56,43 @@ class StreamWriter final : public EventWriter,
     cancelled_ = true;
     {
       std::lock_guard lock(mutex_);
-      events_.clear();
+      DropEvents();
       if (!std::exchange(ended_, true)) status_ = grpc::Status::CANCELLED;
     }
     on_cancel_();
     Advance();
   }
 
-  void OnDone() override { self_.reset(); }
+  void OnDone() override {
+    {
+      std::lock_guard lock(context_mutex_);
+      context_ = nullptr;
+    }
+    self_.reset();
+  }
 
  private:
+  struct Waiting {
+    v1::Event event;
+    size_t bytes;  // of what was put together in it, as it came; the whole is smaller
+  };
+
   // REQUIRES: mutex_ held.
   void Buffer(v1::Event event) {
-    buffered_bytes_ += event.ByteSizeLong();
-    if (event.has_delta() && !events_.empty() && events_.back().has_delta()) {
-      AppendDelta(event.delta(), events_.back().mutable_delta());
+    const size_t bytes = event.ByteSizeLong();
+    buffered_bytes_ += bytes;
+    if (event.has_delta() && !events_.empty() && events_.back().event.has_delta()) {
+      AppendDelta(event.delta(), events_.back().event.mutable_delta());
+      events_.back().bytes += bytes;
     } else {
-      events_.push_back(std::move(event));
+      events_.push_back({std::move(event), bytes});
     }
+  }
+
+  // REQUIRES: mutex_ held.
+  void DropEvents() {
+    events_.clear();
+    buffered_bytes_ = 0;
   }
 
   // Starts the next write, or the end of the stream when all is written.
@@ -81,8 +102,8 @@ class StreamWriter final : public EventWriter,
       std::lock_guard lock(mutex_);
       if (writing_ || finished_) return;
       if (!events_.empty()) {
-        bytes_ = SerialiseMessage(events_.front());
-        buffered_bytes_ -= std::min(buffered_bytes_, events_.front().ByteSizeLong());
+        bytes_ = SerialiseMessage(events_.front().event);
+        buffered_bytes_ -= events_.front().bytes;
         events_.pop_front();
         writing_ = write = true;
       } else if (ended_) {
@@ -102,23 +123,36 @@ class StreamWriter final : public EventWriter,
     {
       std::lock_guard lock(mutex_);
       if (std::exchange(ended_, true)) return;
-      events_.clear();
+      DropEvents();
       status_ = {grpc::StatusCode::RESOURCE_EXHAUSTED,
                  "the client does not read its answer: too much of it is waiting"};
     }
     cancelled_ = true;
     on_cancel_();
+    alarm_.Set(std::chrono::system_clock::now() + limits_.grace, [weak = weak_from_this()](bool) {
+      if (const auto self = weak.lock()) self->GiveUp();
+    });
     Advance();
   }
 
-  const size_t max_buffered_bytes_;
+  // Without this, whoever never reads would keep the call and what is being written for ever.
+  void GiveUp() {
+    std::lock_guard lock(context_mutex_);
+    if (context_ != nullptr) context_->TryCancel();
+  }
+
+  const UnreadLimits limits_;
   const std::function<void()> on_cancel_;
   std::shared_ptr<StreamWriter> self_;  // until OnDone
   grpc::ByteBuffer bytes_;              // being written
+  grpc::Alarm alarm_;                   // set once at most
+  std::recursive_mutex context_mutex_;  // recursive: TryCancel may lead to OnDone on this thread
+  // Guarded by context_mutex_; null: the call is over.
+  grpc::CallbackServerContext* context_;
   std::mutex mutex_;
   // All below are guarded by mutex_.
-  std::deque<v1::Event> events_;
-  size_t buffered_bytes_ = 0;
+  std::deque<Waiting> events_;
+  size_t buffered_bytes_ = 0;  // of all in events_
   bool writing_ = false;
   bool ended_ = false;     // no event follows
   bool finished_ = false;  // gRPC was told
@@ -128,8 +162,8 @@ class StreamWriter final : public EventWriter,
 }  // namespace
 
 CallWriter<grpc::ServerWriteReactor<grpc::ByteBuffer>> MakeStreamWriter(
-    size_t max_buffered_bytes, std::function<void()> on_cancel) {
-  auto writer = std::make_shared<StreamWriter>(max_buffered_bytes, std::move(on_cancel));
+    grpc::CallbackServerContext* context, const UnreadLimits& limits, std::function<void()> on_cancel) {
+  auto writer = std::make_shared<StreamWriter>(context, limits, std::move(on_cancel));
   writer->KeepAliveUntilDone();
   return {writer, writer.get()};
 }

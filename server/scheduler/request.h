@@ -16,6 +16,7 @@ struct Request {
   std::vector<int32_t> prompt;              // at least one id
   SamplingParams sampling;                  // seed resolved
   int32_t max_tokens = 1;                   // >= 1; prompt + max_tokens fits the context
+  bool max_tokens_is_default = false;       // nobody asked for so many: lowered to what workers hold
   std::vector<int32_t> stop_token_ids;      // end-of-sequence included unless ignored
   bool prompt_logprobs = false;
   int64_t arrival_us = 0;                   // of the engine's clock

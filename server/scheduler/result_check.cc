@@ -10,8 +10,23 @@ size_t NumPromptLogprobs(const PlanRow& row) {
   return static_cast<size_t>(row.next_token < 0 ? row.num_tokens - 1 : row.num_tokens);
 }
 
+// An id that has no token would end the decoder, and the next workers that are fed with it.
+Status CheckIds(size_t group, const SampleResult& sample, int32_t vocab_limit) {
+  if (sample.non_finite) return OkStatus();  // meaningless, and never read
+  if (sample.token < 0 || sample.token >= vocab_limit) {
+    return Internal("group {}: slot {} sampled token {}, ids end at {}", group, sample.slot,
+                    sample.token, vocab_limit);
+  }
+  for (const TokenLogprob& entry : sample.top) {
+    if (entry.token >= 0 && entry.token < vocab_limit) continue;
+    return Internal("group {}: slot {} has token {} among the most likely, ids end at {}", group,
+                    sample.slot, entry.token, vocab_limit);
+  }
+  return OkStatus();
+}
+
 Status CheckSamples(size_t group, const std::vector<PlanRow>& rows,
-                    const std::vector<SampleResult>& samples) {
+                    const std::vector<SampleResult>& samples, int32_t vocab_limit) {
   size_t next = 0;
   for (const PlanRow& row : rows) {
     if (!row.sample) continue;
@@ -23,9 +38,7 @@ Status CheckSamples(size_t group, const std::vector<PlanRow>& rows,
       return Internal("group {}: sample {} is of slot {}, expected slot {}", group, next - 1,
                       sample.slot, row.slot);
     }
-    if (sample.token < 0 && !sample.non_finite) {
-      return Internal("group {}: slot {} sampled token {}", group, row.slot, sample.token);
-    }
+    HADAL_RETURN_IF_ERROR(CheckIds(group, sample, vocab_limit));
   }
   if (next != samples.size()) {
     return Internal("group {}: {} samples, only {} rows sample", group, samples.size(), next);
@@ -57,7 +70,7 @@ Status CheckPromptLogprobs(size_t group, const std::vector<PlanRow>& rows,
 
 }  // namespace
 
-Status CheckResult(const PlanInFlight& plan, const StepResult& result) {
+Status CheckResult(const PlanInFlight& plan, const StepResult& result, int32_t vocab_limit) {
   if (result.epoch != plan.epoch || result.step != plan.step) {
     return Internal("the worker group answered step {} of epoch {}, expected step {} of epoch {}",
                     result.step, result.epoch, plan.step, plan.epoch);
@@ -68,7 +81,7 @@ Status CheckResult(const PlanInFlight& plan, const StepResult& result) {
   }
   for (size_t g = 0; g < plan.groups.size(); ++g) {
     const std::vector<PlanRow>& rows = plan.groups[g].rows;
-    HADAL_RETURN_IF_ERROR(CheckSamples(g, rows, result.groups[g].samples));
+    HADAL_RETURN_IF_ERROR(CheckSamples(g, rows, result.groups[g].samples, vocab_limit));
     HADAL_RETURN_IF_ERROR(CheckPromptLogprobs(g, rows, result.groups[g].prompt_logprobs));
   }
   return OkStatus();

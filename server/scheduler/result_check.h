@@ -21,8 +21,8 @@ struct PlanInFlight {
   int32_t prompt_tokens = 0;  // prompt or recomputed tokens, the most in any group
 };
 
-// OK when `result` answers exactly `plan`. Workers are another process, possibly of another
-// version: whatever they send must not be able to crash or confuse the server.
-Status CheckResult(const PlanInFlight& plan, const StepResult& result);
+// OK when `result` answers exactly `plan` with ids below `vocab_limit`. Workers are another process,
+// possibly of another version: whatever they send must not be able to crash or confuse the server.
+Status CheckResult(const PlanInFlight& plan, const StepResult& result, int32_t vocab_limit);
 
 }  // namespace hadal

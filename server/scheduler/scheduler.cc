@@ -7,7 +7,9 @@
 
 namespace hadal {
 
-Scheduler::Scheduler(int32_t step_token_budget) : step_token_budget_(step_token_budget) {
+Scheduler::Scheduler(int32_t step_token_budget, int32_t vocab_limit)
+    : step_token_budget_(step_token_budget),
+      vocab_limit_(vocab_limit) {
   HADAL_CHECK(step_token_budget >= 1, "step_token_budget {}", step_token_budget);
 }
 
@@ -24,7 +26,7 @@ void Scheduler::Add(Request request) {
     deadlines_.emplace(sequence.request.deadline_us, order);
   }
   Wait(&sequence);
-  FailIfTooLarge(&sequence);
+  FitOrFail(&sequence);
 }
 
 void Scheduler::Cancel(uint64_t id) {
@@ -61,7 +63,7 @@ void Scheduler::GroupJoined(uint64_t epoch, const GroupCapacity& capacity) {
 
   std::vector<Sequence*> waiting;
   for (const auto& [order, sequence] : waiting_) waiting.push_back(sequence);
-  for (Sequence* sequence : waiting) FailIfTooLarge(sequence);
+  for (Sequence* sequence : waiting) FitOrFail(sequence);
 }
 
 void Scheduler::GroupLost() {
@@ -73,11 +75,40 @@ void Scheduler::GroupLost() {
     }
   }
   groups_.clear();
+  Blame();
   in_flight_.clear();
-  for (auto& [order, sequence] : sequences_) {
-    sequence.rows_in_flight = 0;
-    sequence.samples_in_flight = 0;
+}
+
+// Whoever had rows in flight may be the cause.
+void Scheduler::Blame() {
+  for (const PlanInFlight& plan : in_flight_) {
+    for (const PlanInFlight::Group& group : plan.groups) {
+      for (size_t i = 0; i < group.rows.size(); ++i) {
+        Sequence* sequence = Find(group.owners[i]);
+        if (sequence == nullptr) continue;
+        const int32_t end = group.rows[i].start_pos + group.rows[i].num_tokens;
+        sequence->lost_at = std::max(sequence->lost_at, end);
+      }
+    }
   }
+  for (auto it = sequences_.begin(); it != sequences_.end();) {
+    Sequence* sequence = &(it++)->second;
+    if (sequence->rows_in_flight > 0) ++sequence->losses;
+    sequence->rows_in_flight = 0;
+    sequence->samples_in_flight = 0;
+    if (sequence->losses >= kLossesOfSuspect) suspects_.insert(sequence->order);
+    if (sequence->losses >= kLossesToFail) {
+      Fail(sequence, Internal("the workers were lost {} times while this request ran, the last time "
+                              "with no other beside it",
+                              sequence->losses));
+    }
+  }
+}
+
+void Scheduler::Acquit(Sequence* sequence) {
+  sequence->losses = 0;
+  sequence->lost_at = 0;
+  suspects_.erase(sequence->order);
 }
 
 std::vector<RequestEvent> Scheduler::TakeEvents() { return std::exchange(events_, {}); }
@@ -125,6 +156,7 @@ void Scheduler::Erase(Sequence* sequence) {
   }
   deadlines_.erase({sequence->request.deadline_us, sequence->order});
   orders_.erase(sequence->request.id);
+  suspects_.erase(sequence->order);
   sequences_.erase(sequence->order);
 }
 
@@ -135,16 +167,23 @@ void Scheduler::Fail(Sequence* sequence, Status status) {
   Erase(sequence);
 }
 
-void Scheduler::FailIfTooLarge(Sequence* sequence) {
+void Scheduler::FitOrFail(Sequence* sequence) {
   if (groups_.empty()) return;
-  const int32_t needed = BlocksFor(sequence->max_kv_tokens());
   const int32_t total = groups_.front().cache.num_blocks();
+  Request& request = sequence->request;
+  if (request.max_tokens_is_default) {
+    // The last token needs no KV.
+    const int64_t held = int64_t{total} * kBlockSize + 1 - sequence->prompt_length();
+    request.max_tokens = static_cast<int32_t>(
+        std::clamp<int64_t>(held, sequence->num_generated() + 1, request.max_tokens));
+  }
+  const int32_t needed = BlocksFor(sequence->max_kv_tokens());
   if (needed <= total) return;
   Fail(sequence,
        FailedPrecondition(
            "a prompt of {} tokens with max_tokens {} needs {} KV blocks of {} tokens, "
-           "and the workers have {}; lower max_tokens or start the workers with more",
-           sequence->prompt_length(), sequence->request.max_tokens, needed, kBlockSize, total));
+           "and the workers have {}; shorten it, lower max_tokens or start the workers with more",
+           sequence->prompt_length(), request.max_tokens, needed, kBlockSize, total));
 }
 
 }  // namespace hadal

@@ -23,8 +23,11 @@ namespace hadal {
 class Scheduler {
  public:
   static constexpr size_t kMaxPlansInFlight = 2;
+  static constexpr int32_t kLossesOfSuspect = 2;  // in a row: from then on it runs alone
+  static constexpr int32_t kLossesToFail = 3;     // the last of them alone
 
-  explicit Scheduler(int32_t step_token_budget);
+  // `vocab_limit`: workers draw ids below it.
+  explicit Scheduler(int32_t step_token_budget, int32_t vocab_limit = INT32_MAX);
 
   // The request waits from now on. REQUIRES: no live request has its id.
   void Add(Request request);
@@ -36,7 +39,8 @@ class Scheduler {
 
   // REQUIRES: no group is joined; the capacity's numbers are positive.
   void GroupJoined(uint64_t epoch, const GroupCapacity& capacity);
-  // All running requests wait again, with the tokens that they have.
+  // All running requests wait again, with the tokens that they have, but for one that must have been
+  // the cause, which fails.
   void GroupLost();
 
   // The next plan, nothing while there is none to make: no group, no work, two plans in flight, or
@@ -65,7 +69,9 @@ class Scheduler {
   void StopWaiting(const Sequence& sequence);
   void Erase(Sequence* sequence);
   void Fail(Sequence* sequence, Status status);
-  void FailIfTooLarge(Sequence* sequence);
+  void Blame();
+  void Acquit(Sequence* sequence);
+  void FitOrFail(Sequence* sequence);
 
   // scheduler_plan.cc
   std::vector<GroupDraft> PlanRows(int64_t now_us, bool* decoding);
@@ -73,6 +79,8 @@ class Scheduler {
   bool GrowTable(GroupState* group, GroupDraft* draft, Sequence* sequence);
   void Preempt(GroupState* group, Sequence* victim);
   void PlanChunks(GroupState* group, GroupDraft* draft, int32_t chunk);
+  void MakeWay();
+  Sequence* NextToAdmit();
   void Admit(std::vector<GroupDraft>* drafts, int32_t chunk, int64_t now_us);
   bool TryPlace(Sequence* sequence, int32_t group_index, GroupDraft* draft, int64_t now_us);
   std::vector<int32_t> GroupsByLoad() const;
@@ -83,10 +91,12 @@ class Scheduler {
   RequestEvent EventOf(const Sequence& sequence) const;
 
   const int32_t step_token_budget_;
+  const int32_t vocab_limit_;
   std::map<uint64_t, Sequence> sequences_;            // by order; addresses stay
   std::unordered_map<uint64_t, uint64_t> orders_;     // by Request::id
   std::map<uint64_t, Sequence*> waiting_;             // by order
   std::set<std::pair<int64_t, uint64_t>> deadlines_;  // (deadline, order) of requests with one
+  std::set<uint64_t> suspects_;  // orders; while there are any, only the first of them may run
   int64_t waiting_prompt_tokens_ = 0;
   uint64_t next_order_ = 1;
   std::vector<RequestEvent> events_;

@@ -13,7 +13,7 @@ Status Scheduler::Apply(const StepResult& result, int64_t now_us) {
     return Internal("the worker group answered step {} of epoch {}, but no plan is in flight",
                     result.step, result.epoch);
   }
-  HADAL_RETURN_IF_ERROR(CheckResult(in_flight_.front(), result));
+  HADAL_RETURN_IF_ERROR(CheckResult(in_flight_.front(), result, vocab_limit_));
   const PlanInFlight plan = std::move(in_flight_.front());
   in_flight_.pop_front();
   prefill_budget_.OnResult(plan.decoding, plan.prompt_tokens, result.step_us);
@@ -25,6 +25,10 @@ Status Scheduler::Apply(const StepResult& result, int64_t now_us) {
       const PlanRow& row = group.rows[i];
       Sequence* sequence = Find(group.owners[i]);  // null: finished while this was in flight
       if (sequence != nullptr) --sequence->rows_in_flight;
+      if (sequence != nullptr && sequence->losses > 0 &&
+          row.start_pos + row.num_tokens >= sequence->lost_at) {
+        Acquit(sequence);
+      }
       if (sequence != nullptr && row.prompt_logprobs) {
         const auto& found =
             *std::ranges::find(result.groups[g].prompt_logprobs, row.slot, &PromptLogprobs::slot);

@@ -30,6 +30,7 @@ std::optional<StepPlan> Scheduler::Schedule(int64_t now_us) {
 std::vector<GroupDraft> Scheduler::PlanRows(int64_t now_us, bool* decoding) {
   std::vector<GroupDraft> drafts(groups_.size(), GroupDraft(step_tokens_));
   preempted_now_.clear();
+  if (!suspects_.empty()) MakeWay();
   for (size_t g = 0; g < groups_.size(); ++g) PlanDecodes(&groups_[g], &drafts[g]);
   // The groups step together, so a stream in one of them is slowed by a prompt in any.
   *decoding = std::ranges::any_of(drafts, &GroupDraft::has_rows);
@@ -77,10 +78,28 @@ void Scheduler::PlanChunks(GroupState* group, GroupDraft* draft, int32_t chunk) 
   }
 }
 
-// First come, first served: nobody overtakes the head of the queue.
+// While there are suspects at most one sequence runs. If that is not a suspect any more, it gives way
+// to the next one.
+void Scheduler::MakeWay() {
+  for (GroupState& group : groups_) {
+    if (group.running.empty()) continue;
+    Sequence* sequence = group.running.begin()->second;
+    if (sequence->order != *suspects_.begin()) Preempt(&group, sequence);
+  }
+}
+
+// Null: nobody. A suspect enters only when no row of another is in flight, not even of a request that
+// has ended, so that whatever happens from then on is its own doing.
+Sequence* Scheduler::NextToAdmit() {
+  if (waiting_.empty()) return nullptr;
+  if (suspects_.empty()) return waiting_.begin()->second;
+  Sequence* suspect = Find(*suspects_.begin());
+  return suspect->running() || !in_flight_.empty() ? nullptr : suspect;
+}
+
+// First come, first served: nobody overtakes the head of the queue, unless the workers were lost.
 void Scheduler::Admit(std::vector<GroupDraft>* drafts, int32_t chunk, int64_t now_us) {
-  while (!waiting_.empty()) {
-    Sequence* head = waiting_.begin()->second;
+  while (Sequence* head = NextToAdmit()) {
     // With results to come, its tokens are not known yet.
     if (preempted_now_.contains(head->order) || head->rows_in_flight > 0) return;
     bool placed = false;

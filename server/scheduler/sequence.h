@@ -25,6 +25,11 @@ struct Sequence {
   int32_t rows_in_flight = 0;
   int32_t samples_in_flight = 0;
 
+  // Worker groups lost in a row while it had rows in flight, and where the last of those rows ended.
+  // Once that row has been answered, the losses were not its doing and count no more.
+  int32_t losses = 0;
+  int32_t lost_at = 0;
+
   std::vector<float> prompt_logprobs;  // of positions 1, 2, ... until they are delivered
   bool prompt_logprobs_delivered = false;
   RequestTiming timing;

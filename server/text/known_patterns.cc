@@ -155,8 +155,9 @@ class TrailingSpacePattern : public SplitPattern {
       const size_t end = RunEnd(text, at, kWhiteSpace);
       if (end == text.size()) return TextSpan{at, end};
       // A newline ends the match before it; as the run's first character it leaves nothing.
-      const size_t newline = text.substr(0, end).rfind('\n');
-      if (newline != std::string_view::npos && newline > at) return TextSpan{at, newline};
+      // Only the run is searched: a text of many runs must not be read again for each.
+      const size_t newline = text.substr(at, end - at).rfind('\n');
+      if (newline != std::string_view::npos && newline > 0) return TextSpan{at, at + newline};
       at = end;
     }
     return std::nullopt;

@@ -1,9 +1,12 @@
-// Speaks the published protocols that every gRPC tool knows, grpc.health.v1 and server reflection, by
-// their field numbers: nothing here comes from the server's sources.
+// Speaks the published protocols that every gRPC tool knows, grpc.health.v1 and server reflection,
+// by their field numbers: nothing here comes from the server's sources.
 //
 //   hadal-service-probe check ADDRESS [SERVICE]  prints the health that Check answers
-//   hadal-service-probe watch ADDRESS            prints every health that Watch tells, until it ends
-//   hadal-service-probe methods ADDRESS          prints SERVICE/METHOD of all services that are listed
+//   hadal-service-probe watch ADDRESS            prints every health that Watch tells, until it
+//   ends hadal-service-probe methods ADDRESS          prints SERVICE/METHOD of all services that
+//   are listed hadal-service-probe late ADDRESS METHOD HEX  calls with a request of these bytes,
+//   reads the answers
+//                                                when stdin ends, and prints how many there are
 //
 // A call that fails is printed on stderr with its status, and the exit code is 1.
 
@@ -25,7 +28,8 @@ using google::protobuf::UnknownFieldSet;
 
 constexpr const char* kCheck = "/grpc.health.v1.Health/Check";
 constexpr const char* kWatch = "/grpc.health.v1.Health/Watch";
-constexpr const char* kReflection = "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
+constexpr const char* kReflection =
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo";
 
 // Fields of grpc.reflection.v1alpha's ServerReflectionRequest and of its response.
 constexpr int kFileContainingSymbol = 4;
@@ -74,9 +78,10 @@ std::string HealthName(const std::string& response) {
 }
 
 // One request, and every response until the server ends the call.
-grpc::Status Call(const std::shared_ptr<grpc::Channel>& channel, const char* method,
-                  const grpc::ByteBuffer& request,
-                  const std::function<void(const std::string&)>& on_response) {
+grpc::Status Call(
+    const std::shared_ptr<grpc::Channel>& channel, const char* method,
+    const grpc::ByteBuffer& request, const std::function<void(const std::string&)>& on_response,
+    const std::function<void()>& before_reading = [] {}) {
   grpc::ClientContext context;
   grpc::CompletionQueue queue;
   grpc::GenericStub stub(channel);
@@ -92,6 +97,7 @@ grpc::Status Call(const std::shared_ptr<grpc::Channel>& channel, const char* met
     call->WriteLast(request, {}, nullptr);
     done();
   }
+  before_reading();
   for (call->Read(&response, nullptr); done(); call->Read(&response, nullptr)) {
     on_response(Flatten(response));
   }
@@ -136,6 +142,28 @@ grpc::Status Methods(const std::shared_ptr<grpc::Channel>& channel) {
   return grpc::Status::OK;
 }
 
+// As little as possible is on its way while nothing is read.
+grpc::Status ReadLate(const std::string& address, const char* method, std::string_view hex) {
+  grpc::ChannelArguments arguments;
+  arguments.SetInt(GRPC_ARG_HTTP2_BDP_PROBE, 0);
+  const auto channel =
+      grpc::CreateCustomChannel(address, grpc::InsecureChannelCredentials(), arguments);
+  std::string bytes;
+  for (; hex.size() >= 2; hex.remove_prefix(2)) {
+    bytes += static_cast<char>(std::stoi(std::string(hex.substr(0, 2)), nullptr, 16));
+  }
+  const grpc::Slice slice(bytes);
+  int answers = 0;
+  const grpc::Status status = Call(
+      channel, method, grpc::ByteBuffer(&slice, 1), [&](const std::string&) { ++answers; },
+      [] {
+        while (std::getchar() != EOF) {
+        }
+      });
+  std::printf("%d\n", answers);
+  return status;
+}
+
 void PrintHealth(const std::string& response) {
   std::printf("%s\n", HealthName(response).c_str());
   std::fflush(stdout);
@@ -154,8 +182,10 @@ int main(int argc, char** argv) {
     status = Call(channel, kWatch, OneString(1, ""), PrintHealth);
   } else if (command == "methods") {
     status = Methods(channel);
+  } else if (command == "late" && argc == 5) {
+    status = ReadLate(argv[2], argv[3], argv[4]);
   } else {
-    std::fprintf(stderr, "usage: %s check|watch|methods ADDRESS [SERVICE]\n", argv[0]);
+    std::fprintf(stderr, "usage: %s check|watch|methods|late ADDRESS ...\n", argv[0]);
     return 2;
   }
   if (status.ok()) return 0;

@@ -190,6 +190,29 @@ class OtherServersTest(unittest.TestCase):
                 self.assertEqual(len(finish(client)["token_ids"]), 500)
                 self.assertEqual(hadal.server.wait(timeout=20), 0)
 
+    def test_drain_waits_for_readers(self):
+        # GenerateRequest: text "x"; 1500 tokens past any end; 20 log-probabilities of each. More than is
+        # under way unread, and less than the server keeps for a reader.
+        request = b"\x12\x01x" b"\x22\x05\x30\xdc\x0b\x48\x01" b"\x2a\x02\x08\x14"
+        with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
+            make_model(directory)
+            for patient in (True, False):
+                with self.subTest(patient=patient), Deployment(directory).start_workers() as hadal:
+                    client = subprocess.Popen(
+                        [binary("hadal-service-probe"), "late", hadal.address,
+                         "/hadal.v1.GenerateService/Generate", request.hex()],
+                        stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+                    wait_for(lambda: hadal.status()["generated_tokens"] == 1500, "all is generated")
+                    hadal.server.send_signal(signal.SIGTERM)
+                    time.sleep(2.5)
+                    self.assertIsNone(hadal.server.poll())
+                    if not patient:
+                        hadal.server.send_signal(signal.SIGTERM)
+                        self.assertEqual(hadal.server.wait(timeout=10), 0)
+                    _, err = client.communicate(timeout=20)
+                    self.assertEqual(client.returncode, 0 if patient else 1, err)
+                    self.assertEqual(hadal.server.wait(timeout=10), 0)
+
     def test_queue_is_bounded(self):
         with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
             make_model(directory)

@@ -17,6 +17,7 @@ using testing::RecordingSink;
 using testing::SimulatedClock;
 
 constexpr int64_t kStepDeadlineUs = 1'000'000;
+constexpr int32_t kVocabLimit = testing::kToyVocabulary;
 
 GroupCapacity Capacity() {
   return {.fingerprint = "toy", .kv_blocks = 16, .max_slots = 4, .max_step_tokens = 256};
@@ -26,6 +27,7 @@ struct Fixture {
   explicit Fixture(EngineOptions options = {}) {
     spdlog::set_level(spdlog::level::off);
     options.step_deadline_us = kStepDeadlineUs;
+    options.vocab_limit = kVocabLimit;
     engine = MakeEngine(options, &clock);
   }
 
@@ -219,8 +221,20 @@ TEST_CASE("a result that does not answer the plan closes the group with the reas
   while (!group->results.empty()) f.Answer(group.get());
   CHECK(sink->tokens == Expected(request));
 
+  // An id that has no token, of which the next workers would die.
+  const auto last = f.Submit(f.MakeRequest(5, 4));
+  f.engine->RunOnce();
+  result = group->TakeResult();
+  result.groups[0].samples[0].token = kVocabLimit;
+  f.engine->OnResult(result);
+  f.engine->RunOnce();
+  CHECK(group->closed);
+  CHECK(last->tokens.empty());
+  group = f.Join();
+  while (!group->results.empty()) f.Answer(group.get());
+
   // A result although nothing is in flight.
-  f.engine->OnResult({.epoch = 2, .step = 99, .groups = std::vector<GroupResult>(1)});
+  f.engine->OnResult({.epoch = 3, .step = 99, .groups = std::vector<GroupResult>(1)});
   f.engine->RunOnce();
   CHECK(group->closed);
 }

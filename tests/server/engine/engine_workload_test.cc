@@ -233,6 +233,11 @@ class Workload {
         ++totals_->too_large;
         break;
       case StatusCode::kInternal:
+        if (finish.status.message().starts_with("the workers were lost 3 times")) {
+          CHECK(epochs_ > 3);
+          ++totals_->lost_thrice;
+          break;
+        }
         CHECK(nan_at_.at(request.sampling.seed) ==
               static_cast<int32_t>(request.prompt.size() + client.sink->tokens.size()));
         ++totals_->non_finite;
@@ -270,14 +275,15 @@ TEST_CASE("whatever happens, every request generates what it would have generate
                        << totals.recomputed_rows << " recomputed rows, " << totals.cached_tokens
                        << " cached tokens, " << totals.groups << " groups, " << totals.stopped
                        << '/' << totals.length << '/' << totals.expired << '/' << totals.too_large
-                       << '/' << totals.non_finite << '/' << totals.cancelled);
+                       << '/' << totals.non_finite << '/' << totals.lost_thrice << '/'
+                       << totals.cancelled);
   // The workloads must have gone through what they are meant to test.
   CHECK(totals.admissions > totals.requests + 50);
   CHECK(totals.recomputed_rows > 20);
   CHECK(totals.cached_tokens > 1000);
   CHECK(totals.groups > 320);
   for (const int64_t count : {totals.stopped, totals.length, totals.expired, totals.too_large,
-                              totals.non_finite, totals.cancelled}) {
+                              totals.non_finite, totals.lost_thrice, totals.cancelled}) {
     CHECK(count > 10);
   }
 }

@@ -131,6 +131,18 @@ TEST_CASE("capacities that cannot be are refused by name") {
   }
 }
 
+TEST_CASE("compressed messages are refused before they are inflated") {
+  WorkerServer fixture;
+  for (const auto algorithm : {GRPC_COMPRESS_GZIP, GRPC_COMPRESS_DEFLATE}) {
+    RawWorker worker(fixture.server.address(), algorithm);
+    v1::WorkerMessage hello = MakeHello();
+    hello.mutable_hello()->set_host(std::string(10'000, 'a'));
+    worker.Write(hello);
+    CHECK(worker.Finish().error_code() == grpc::UNIMPLEMENTED);
+  }
+  CHECK(fixture.engine.WaitForLosses(0).empty());
+}
+
 TEST_CASE("a stream that is closed before Hello is no group") {
   WorkerServer fixture;
   {

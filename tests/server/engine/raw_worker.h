@@ -31,9 +31,11 @@ inline v1::WorkerMessage MakeHello() {
 // A worker's end of a Join stream that sends whatever bytes it is told to. Every call waits.
 class RawWorker {
  public:
-  explicit RawWorker(const std::string& address)
+  explicit RawWorker(const std::string& address,
+                     grpc_compression_algorithm compression = GRPC_COMPRESS_NONE)
       : stub_(grpc::CreateChannel(address, grpc::InsecureChannelCredentials())) {
     context_.set_deadline(std::chrono::system_clock::now() + std::chrono::seconds(20));
+    context_.set_compression_algorithm(compression);
     call_ = stub_.PrepareCall(&context_, "/hadal.v1.WorkerService/Join", &queue_);
     call_->StartCall(nullptr);
     Wait();

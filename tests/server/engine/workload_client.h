@@ -19,7 +19,8 @@ struct Client {
 
 struct Totals {
   int64_t requests = 0, admissions = 0, recomputed_rows = 0, cached_tokens = 0, groups = 0;
-  int64_t stopped = 0, length = 0, expired = 0, too_large = 0, non_finite = 0, cancelled = 0;
+  int64_t stopped = 0, length = 0, expired = 0, too_large = 0, non_finite = 0, lost_thrice = 0;
+  int64_t cancelled = 0;
 };
 
 // What a request got is what it would have got alone, as far as it came. `poisoned`: one of its

@@ -142,6 +142,7 @@ TEST_CASE("absent fields take the model's defaults, then the plain ones") {
   CHECK(built->request.sampling.top_p == 1);
   CHECK(built->request.sampling.logprobs == -1);
   CHECK(built->request.max_tokens == 97);  // what the context leaves
+  CHECK(built->request.max_tokens_is_default);
   CHECK(built->request.stop_token_ids == std::vector<int32_t>{257});
   CHECK(built->accepted.seed() == built->request.sampling.seed);
 

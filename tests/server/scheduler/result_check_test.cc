@@ -11,6 +11,8 @@
 namespace hadal {
 namespace {
 
+constexpr int32_t kVocabLimit = 6;
+
 // Group 0: slot 3 decodes, slot 1 ends a prompt of 20 with prompt_logprobs, slot 2 is within one.
 // Group 1 has nothing to do.
 PlanInFlight Plan() {
@@ -34,13 +36,15 @@ StepResult Result() {
 }  // namespace
 
 TEST_CASE("the answer to the plan is accepted") {
-  CHECK(CheckResult(Plan(), Result()).ok());
+  CHECK(CheckResult(Plan(), Result(), kVocabLimit).ok());
   StepResult result = Result();
   result.groups[0].samples[0].token = -7;
+  result.groups[0].samples[0].top = {{1000, -1}};
   result.groups[0].samples[0].non_finite = true;
-  CHECK(CheckResult(Plan(), result).ok());
+  result.groups[0].samples[1].top = {{5, -1}, {0, -2}};
+  CHECK(CheckResult(Plan(), result, kVocabLimit).ok());
   std::swap(result.groups[0].prompt_logprobs[0], result.groups[0].prompt_logprobs[1]);
-  CHECK(CheckResult(Plan(), result).ok());
+  CHECK(CheckResult(Plan(), result, kVocabLimit).ok());
 }
 
 TEST_CASE("every other answer is refused and named") {
@@ -55,6 +59,16 @@ TEST_CASE("every other answer is refused and named") {
       {"slot 1, expected slot 3",
        [](StepResult* r) { std::swap(r->groups[0].samples[0], r->groups[0].samples[1]); }},
       {"token -1", [](StepResult* r) { r->groups[0].samples[1].token = -1; }},
+      {"slot 3 sampled token 6, ids end at 6",
+       [](StepResult* r) { r->groups[0].samples[0].token = kVocabLimit; }},
+      {"slot 1 has token 6 among",
+       [](StepResult* r) {
+         r->groups[0].samples[1].top.assign(1, {kVocabLimit, -1});
+       }},
+      {"slot 1 has token -1 among",
+       [](StepResult* r) {
+         r->groups[0].samples[1].top.assign(2, {-1, -1});
+       }},
       {"no prompt_logprobs of slot 1",
        [](StepResult* r) { r->groups[0].prompt_logprobs[0].slot = 2; }},
       {"no prompt_logprobs of slot 2",
@@ -67,7 +81,7 @@ TEST_CASE("every other answer is refused and named") {
     INFO(words);
     StepResult result = Result();
     change(&result);
-    const Status status = CheckResult(Plan(), result);
+    const Status status = CheckResult(Plan(), result, kVocabLimit);
     CHECK(status.code() == StatusCode::kInternal);
     CHECK_THAT(status.message(), Catch::Matchers::Contains(words));
   }
@@ -104,7 +118,7 @@ TEST_CASE("random changes are refused or leave the answer as it is") {
                 got.prompt_logprobs[s].logprobs.size() == want.prompt_logprobs[s].logprobs.size();
       }
     }
-    REQUIRE(CheckResult(Plan(), result).ok() == same);
+    REQUIRE(CheckResult(Plan(), result, kVocabLimit).ok() == same);
   }
 }
 

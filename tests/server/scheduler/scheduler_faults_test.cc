@@ -106,6 +106,37 @@ TEST_CASE("a request that can never fit is refused with the numbers") {
   CHECK(later[0].id == 3);
 }
 
+TEST_CASE("a default max_tokens is lowered to what the blocks hold") {
+  Harness h(Capacity(4));
+  const auto add = [&](uint64_t id, int32_t prompt_tokens) {
+    Request request{.id = id, .prompt = Tokens(0, prompt_tokens), .max_tokens = 1000};
+    request.max_tokens_is_default = true;
+    request.sampling.seed = id;
+    h.scheduler.Add(request);
+    return request;
+  };
+  const Request long_one = add(1, 200);
+  const Request whole = add(2, 256);
+  add(3, 257);  // the prompt alone is too much
+  h.RunDry();
+  for (const Request& request : {long_one, whole}) {
+    const int32_t held = 257 - static_cast<int32_t>(request.prompt.size());
+    CHECK(h.finished.at(request.id).reason == FinishReason::kLength);
+    CHECK(h.tokens[request.id] == testing::ToyGenerate(request.prompt, request.sampling, held));
+  }
+  CHECK(h.finished.at(3).status.code() == StatusCode::kFailedPrecondition);
+  CHECK_THAT(h.finished.at(3).status.message(), Catch::Matchers::Contains("prompt of 257 tokens"));
+
+  // The next group holds less, but more than there is already.
+  const Request other = add(4, 100);
+  h.Plan();
+  h.Answer();
+  h.scheduler.GroupLost();
+  h.Join(Capacity(2));
+  h.RunDry();
+  CHECK(h.tokens[4] == testing::ToyGenerate(other.prompt, other.sampling, 29));
+}
+
 TEST_CASE("a deadline ends a request whether it waits or runs") {
   Harness h(Capacity(4, 1));
   h.scheduler.Add({.id = 1, .prompt = Tokens(0, 5), .max_tokens = 100, .deadline_us = 500});

@@ -112,6 +112,14 @@ TEST_CASE("hostile text neither overflows nor runs for ever") {
     REQUIRE(pattern.ok());
     REQUIRE(Matches(**pattern, spaces).size() <= 2);
   }
+  // Short runs of white space by the million, none of them at the end of a line: half an hour for a
+  // matcher that looks back to the start of the text from each.
+  std::string runs;
+  for (int i = 0; i < 1 << 20; ++i) runs += "1 ";
+  const auto trailing = MakeRegexPattern(R"(\s+$)", "regex");
+  REQUIRE(trailing.ok());
+  REQUIRE(Matches(**trailing, runs + "1").empty());
+  REQUIRE(Matches(**trailing, runs + "\n1" + runs) == std::vector<std::string>{" ", " "});
 }
 
 }  // namespace
