@@ -72,7 +72,7 @@ void AddFlags(WorkerOptions* o, std::string* kv_memory, CLI::App* app) {
   app->add_option("--step-timeout", o->step_timeout_s,
                   "seconds after which a rank that is silent within a step ends the group; starting takes "
                   "as long as it takes")
-      ->check(CLI::Range(0.1, 86400.0))
+      ->check(Seconds(0.1, 86400))
       ->capture_default_str();
   app->add_option("--join-secret-file", o->join_secret_file,
                   "file with the secret that the server's --join-secret-file holds");

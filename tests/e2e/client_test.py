@@ -44,6 +44,7 @@ class FlagsTest(unittest.TestCase):
             ("hadal-server --model x --listen 127.0.0.1", "--listen: '127.0.0.1'"),
             ("hadal-server --model x --worker-listen 127.0.0.1:99999", "--worker-listen: '127.0.0.1:99999'"),
             ("hadal-server --model x --drain-timeout nan", "--drain-timeout: nan"),
+            ("hadal-worker --model x --step-timeout nan", "--step-timeout: nan"),
         ]
         for command, words in cases:
             with self.subTest(command=command):
