@@ -17,8 +17,11 @@ def run(*command, stdin=b"", **environment):
     start = time.monotonic()
     done = subprocess.run([binary(command[0]), *command[1:]], input=stdin, capture_output=True,
                           timeout=60, check=False,
+                          # How AddressSanitizer finds that it is OpenMPI which keeps what it allocated.
                           env=dict(os.environ, OMPI_ALLOW_RUN_AS_ROOT="1",
-                                   OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1", **environment))
+                                   OMPI_ALLOW_RUN_AS_ROOT_CONFIRM="1",
+                                   ASAN_OPTIONS="fast_unwind_on_malloc=0",
+                                   LSAN_OPTIONS="print_suppressions=0", **environment))
     done.seconds = time.monotonic() - start
     done.stdout, done.stderr = done.stdout.decode(), done.stderr.decode()
     return done

@@ -5,6 +5,7 @@ import random
 import signal
 import subprocess
 import tempfile
+import time
 import unittest
 
 from deployment import SEED, Deployment, binary, finish, make_model, wait_for
