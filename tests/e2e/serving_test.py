@@ -1,6 +1,7 @@
 """What a user sees of a healthy server: streamed text, determinism, concurrency, errors, drain."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -174,22 +175,30 @@ class OtherServersTest(unittest.TestCase):
         with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
             make_model(directory)
             with Deployment(directory).start_workers() as hadal:
-                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "500", "--ignore-eos")
+                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "3000", "--ignore-eos")
                 wait_for(lambda: hadal.status()["running_requests"] == 1, "the request runs")
-                hadal.server.send_signal(signal.SIGTERM)
-                wait_for(lambda: hadal.status()["draining"], "the server drains")
-                status = hadal.status()
-                self.assertFalse(status["ready"])
-                self.assertEqual(len(status["worker_groups"]), 1)
-                ready = subprocess.run([binary("hadal"), "ready", "--server", hadal.address],
-                                       capture_output=True, text=True, timeout=20, check=False)
-                self.assertEqual(ready.returncode, 1)
-                self.assertIn("the server is shutting down", ready.stderr)
-                code, _, err = hadal.run("--prompt", "x")
-                self.assertEqual(code, 1)
-                self.assertIn("UNAVAILABLE", err)
-                self.assertEqual(len(finish(client)["token_ids"]), 500)
+                rank = hadal.rank_pids()[1]
+                os.kill(rank, signal.SIGSTOP)  # so that the request is still there when all has been asked
+                try:
+                    hadal.server.send_signal(signal.SIGTERM)
+                    self.check_draining(hadal)
+                finally:
+                    os.kill(rank, signal.SIGCONT)
+                self.assertEqual(len(finish(client)["token_ids"]), 3000)
                 self.assertEqual(hadal.server.wait(timeout=20), 0)
+
+    def check_draining(self, hadal):
+        wait_for(lambda: hadal.status()["draining"], "the server drains")
+        status = hadal.status()
+        self.assertFalse(status["ready"])
+        self.assertEqual(len(status["worker_groups"]), 1)
+        ready = subprocess.run([binary("hadal"), "ready", "--server", hadal.address],
+                               capture_output=True, text=True, timeout=20, check=False)
+        self.assertEqual(ready.returncode, 1)
+        self.assertIn("the server is shutting down", ready.stderr)
+        code, _, err = hadal.run("--prompt", "x")
+        self.assertEqual(code, 1)
+        self.assertIn("UNAVAILABLE", err)
 
     def test_drain_waits_for_readers(self):
         # GenerateRequest: text "x"; 1500 tokens past any end; 20 log-probabilities of each. More than is
