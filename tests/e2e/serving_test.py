@@ -174,8 +174,8 @@ class OtherServersTest(unittest.TestCase):
     def test_drain(self):
         with tempfile.TemporaryDirectory(prefix="hadal-model-") as directory:
             make_model(directory)
-            with Deployment(directory).start_workers() as hadal:
-                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "3000", "--ignore-eos")
+            with Deployment(directory, "--drain-timeout", "250").start_workers() as hadal:
+                client = hadal.start("--json", "--prompt", "x", "--max-tokens", "1500", "--ignore-eos")
                 wait_for(lambda: hadal.status()["running_requests"] == 1, "the request runs")
                 rank = hadal.rank_pids()[1]
                 os.kill(rank, signal.SIGSTOP)  # so that the request is still there when all has been asked
@@ -184,7 +184,7 @@ class OtherServersTest(unittest.TestCase):
                     self.check_draining(hadal)
                 finally:
                     os.kill(rank, signal.SIGCONT)
-                self.assertEqual(len(finish(client)["token_ids"]), 3000)
+                self.assertEqual(len(finish(client)["token_ids"]), 1500)
                 self.assertEqual(hadal.server.wait(timeout=20), 0)
 
     def check_draining(self, hadal):
