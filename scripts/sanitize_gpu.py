@@ -74,9 +74,9 @@ def run_one(arguments, tool, program, tests, seconds):
             code = None
     text = log.read_text(errors="replace")
     found = SUMMARY.findall(text)
-    ended = code is not None and bool(found)
+    ended = code is not None and bool(found) and "skipped: no CUDA device" not in text
     row = (tool, program, tests, f"{time.monotonic() - begin:.0f}", found[-1] if found else "?",
-           "" if ended else "stopped" if code is None else f"exit {code}", ", ".join(kernels_of(text)))
+           "" if ended else "stopped" if code is None else f"no result, exit {code}", ", ".join(kernels_of(text)))
     print("  ".join(f"{value:<18}" for value in row).rstrip(), flush=True)
     return ended and found[-1] == "0" and code == 0
 
@@ -87,6 +87,8 @@ def main():
         sys.exit("sanitize_gpu: compute-sanitizer is not in the PATH; it comes with the CUDA toolkit")
     arguments.out.mkdir(parents=True, exist_ok=True)
     runs = [run for run in RUNS if not arguments.only or set(run) & set(arguments.only)]
+    if not runs:
+        sys.exit(f"sanitize_gpu: --only {' '.join(arguments.only)} names no tool, program or tests of a run")
     end = time.monotonic() + 60 * arguments.minutes
     good = True
     for at, run in enumerate(runs):
